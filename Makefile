@@ -1,0 +1,97 @@
+# What one types here; `make help` lists it.
+#
+# Needs only make and Python 3.11 or newer.  Packages are installed when pyproject.toml or
+# constraints.txt are newer than the last installation, else nothing asks for a network.  Pip's own
+# settings work as always (PIP_INDEX_URL, PIP_FIND_LINKS, ...).
+
+PYTHON ?= python3
+VENV := .venv
+JOBS ?= 2
+PIP_FLAGS ?=
+FIGURES ?=
+ARGS ?=
+
+RUN := $(VENV)/bin/python
+CREATED := $(VENV)/pyvenv.cfg
+DEVELOPMENT := $(VENV)/.installed-dev
+DEMONSTRATION := $(VENV)/.installed-demo
+
+.DEFAULT_GOAL := venv
+.DELETE_ON_ERROR:
+.PHONY: help venv demo test bench lint docs clean distclean
+
+help:
+	@echo 'make            create $(VENV) and install what development needs'
+	@echo 'make demo       train the MNIST network with four workers, and show the result'
+	@echo 'make test       run all tests           ARGS="tests/unit -k layout" runs some'
+	@echo 'make bench      measure                 FIGURES="mlp cnn" measures some'
+	@echo 'make lint       check style and types'
+	@echo 'make docs       check links and names in the pages'
+	@echo 'make clean      delete what tools left; distclean: $(VENV) too.  Runs are never deleted'
+	@echo
+	@echo 'PYTHON=python3.12 names the interpreter for a new $(VENV); PIP_FLAGS="..." goes to pip'
+
+venv: $(DEVELOPMENT)
+	@echo 'ready: $(VENV) (make help says what there is)'
+
+demo: $(DEMONSTRATION)
+	@$(VENV)/bin/tardygrad train mnist-async $(ARGS)
+
+# Real processes compete for the cores, so the slow tests do not run beside others.  Status 5 means
+# that there was none of the kind.
+test: $(DEVELOPMENT)
+	@$(RUN) -m pytest -n $(JOBS) -m 'not slow' $(ARGS) || test $$? -eq 5
+	@$(RUN) -m pytest -m slow $(ARGS) || test $$? -eq 5
+
+bench: $(DEVELOPMENT)
+	@$(RUN) -m benchmarks $(FIGURES)
+
+lint: $(DEVELOPMENT)
+	@$(RUN) -m ruff check
+	@$(RUN) -m ruff format --check
+	@$(RUN) -m mypy
+
+docs: $(DEVELOPMENT)
+	@$(RUN) docs/check.py
+
+clean:
+	@rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis src/*.egg-info
+	@find $(wildcard src tests benchmarks examples docs) -type d -name __pycache__ -prune \
+	    -exec rm -rf {} +
+
+distclean: clean
+	@rm -rf $(VENV)
+
+# One recipe installs for both; whoever has the tools for development has those for the demo.
+define install
+	@echo "installing tardygrad with $(EXTRAS) into $(VENV); the first time takes some minutes"
+	@$(RUN) -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) \
+	    -c constraints.txt -e '.[$(EXTRAS)]' || { \
+	  echo >&2 'make: the installation failed, see above.  Without a network, PIP_FIND_LINKS or'; \
+	  echo >&2 '      PIP_INDEX_URL may name a place that has the packages; if $(VENV) itself is'; \
+	  echo >&2 '      broken, make distclean and try again.'; \
+	  exit 1; }
+endef
+
+$(DEVELOPMENT): EXTRAS = dev
+$(DEVELOPMENT): pyproject.toml constraints.txt | $(CREATED)
+	$(install)
+	@touch $(DEMONSTRATION) $@
+
+$(DEMONSTRATION): EXTRAS = mnist,report
+$(DEMONSTRATION): pyproject.toml constraints.txt | $(CREATED)
+	$(install)
+	@touch $@
+
+$(CREATED):
+	@command -v '$(PYTHON)' >/dev/null || { \
+	  echo >&2 'make: there is no $(PYTHON) here: name Python 3.11 or newer by make PYTHON=PATH'; \
+	  exit 1; }
+	@'$(PYTHON)' -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo >&2 "make: tardygrad needs Python 3.11 or newer, and $(PYTHON) is" \
+	    "$$('$(PYTHON)' --version 2>&1): name another by make PYTHON=PATH"; \
+	  exit 1; }
+	@'$(PYTHON)' -m venv '$(VENV)' || { \
+	  echo >&2 'make: $(PYTHON) cannot create $(VENV), see above (Debian and Ubuntu have venv in a'; \
+	  echo >&2 '      package of its own: apt install python3-venv).'; \
+	  exit 1; }

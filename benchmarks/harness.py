@@ -1,0 +1,196 @@
+"""How a figure is measured: in pairs, ours and the peer in turn, and the ratio pair by pair.
+
+A machine's speed drifts; two numbers taken minutes apart say little. So each round measures both
+sides one after the other (and swaps their order), the ratio is formed within the round, and the
+median over the rounds is the figure. Every side runs in a fresh process of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import platform
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+BUSY = 0.25
+"""Load for each core above which other work on the machine would spoil the figures."""
+
+
+class SideFailed(Exception):
+    """One side could not be measured; the message says why."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of the table.
+
+    ``ours`` and ``peer`` take the number of the round and return one value in ``unit``; ``peer`` is
+    None where there is nothing to compare with. ``at_least`` and ``aim`` are for the ratio, or for
+    the value where there is no peer. Where smaller is better (seconds, bytes), the ratio is peer
+    over ours, so that a larger ratio is always better; without a peer ``at_least`` and ``aim`` are
+    then upper limits. A ``note`` that depends on what was measured is a function.
+    """
+
+    name: str
+    unit: str
+    ours: Callable[[int], float]
+    peer: Callable[[int], float] | None
+    at_least: float | None
+    aim: float | None
+    smaller_is_better: bool = False
+    rounds: int = 5
+    note: str | Callable[[], str] = ""
+
+
+@dataclass
+class Measurement:
+    """What a figure came to, round by round."""
+
+    figure: Figure
+    ours: list[float] = field(default_factory=list)
+    peer: list[float] = field(default_factory=list)
+
+    @property
+    def ratios(self) -> list[float]:
+        """Ours against the peer, round by round; none without a peer."""
+        if not self.peer:
+            return []
+        if self.figure.smaller_is_better:
+            return [p / o for o, p in zip(self.ours, self.peer, strict=True)]
+        return [o / p for o, p in zip(self.ours, self.peer, strict=True)]
+
+    def document(self) -> dict[str, Any]:
+        """The object that goes into latest.jsonl; ``spread`` is of the ratios, if there are any."""
+        figure, ratios = self.figure, self.ratios
+        values = ratios or self.ours
+        return {
+            "figure": figure.name,
+            "unit": figure.unit,
+            "ours": statistics.median(self.ours),
+            "peer": statistics.median(self.peer) if self.peer else None,
+            "ratio": statistics.median(ratios) if ratios else None,
+            "spread": [min(values), max(values)],
+            "at_least": figure.at_least,
+            "aim": figure.aim,
+            "smaller_is_better": figure.smaller_is_better,
+            "rounds": len(self.ours),
+            "note": figure.note if isinstance(figure.note, str) else figure.note(),
+        }
+
+
+def measure(figure: Figure, tell: Callable[[str], None]) -> Measurement:
+    """Measure one figure, alternating which side begins.
+
+    Raises:
+        SideFailed: a side could not be measured.
+    """
+    result = Measurement(figure)
+    for number in range(figure.rounds):
+        sides = ["ours"] if figure.peer is None else ["ours", "peer"]
+        for side in sides if number % 2 == 0 else reversed(sides):
+            tell(f"{figure.name}: round {number + 1} of {figure.rounds}, {side}")
+            if side == "ours":
+                result.ours.append(figure.ours(number))
+            elif figure.peer is not None:
+                result.peer.append(figure.peer(number))
+    return result
+
+
+def verdict(document: dict[str, Any]) -> str:
+    """``aim``, ``ok``, ``below`` or nothing, for the table."""
+    ratio, at_least, aim = document["ratio"], document["at_least"], document["aim"]
+    value = document["ours"] if ratio is None else ratio
+    if at_least is None:
+        return ""
+    sign = -1 if ratio is None and document["smaller_is_better"] else 1
+    if aim is not None and sign * value >= sign * aim:
+        return "aim"
+    return "ok" if sign * value >= sign * at_least else "below"
+
+
+def select(words: Sequence[str], available: Sequence[Figure]) -> list[Figure]:
+    """The figures whose names hold any of the words (also given as ``a,b``); all without a word."""
+    wanted = [part.lower() for word in words for part in word.split(",") if part]
+    return [f for f in available if not wanted or any(word in f.name.lower() for word in wanted)]
+
+
+def machine() -> str:
+    """What the figures were measured on, in words."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return (
+        f"{platform.machine()}, {cores} cores, Python {platform.python_version()}, "
+        f"torch {importlib.metadata.version('torch')}"
+    )
+
+
+def busy() -> float | None:
+    """The machine's load for each core over the last minute, if that is too much; else None."""
+    load = os.getloadavg()[0] / (os.cpu_count() or 1)
+    return load if load > BUSY else None
+
+
+def save(documents: Sequence[dict[str, Any]], path: Path | None = None) -> Path:
+    """Write latest.jsonl, one object a line, the machine in each."""
+    target = RESULTS / "latest.jsonl" if path is None else path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    here = machine()
+    lines = [json.dumps({**d, "machine": here}, allow_nan=False) + "\n" for d in documents]
+    target.write_text("".join(lines), encoding="utf-8")
+    return target
+
+
+def run_side(module: str, *arguments: object, timeout_s: float = 600.0) -> dict[str, Any]:
+    """Run ``python -m benchmarks.MODULE ARGUMENTS`` and read the JSON object it prints last.
+
+    Raises:
+        SideFailed: it failed, took longer than ``timeout_s``, or printed something else.
+    """
+    found = run_command(
+        [sys.executable, "-m", f"benchmarks.{module}", *map(str, arguments)], timeout_s
+    )
+    # The machine calms down before the other side begins.
+    time.sleep(0.3)
+    return found
+
+
+def run_command(command: Sequence[str], timeout_s: float) -> dict[str, Any]:
+    """Run a command, one compute thread, and read the JSON object in its last line.
+
+    Raises:
+        SideFailed: it failed, took longer than ``timeout_s``, or printed something else.
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, start_new_session=True,
+    )  # fmt: skip
+    what = " ".join(command)
+    try:
+        output, errors = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        raise SideFailed(f"{what} took longer than {timeout_s:g} s") from None
+    finally:
+        if process.poll() is None:
+            # With everything that it started itself: a session of its own is a group of its own.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+    if process.returncode:
+        raise SideFailed(f"{what} ended with status {process.returncode}:\n{errors[-2000:]}")
+    try:
+        found: dict[str, Any] = dict(json.loads(output.strip().splitlines()[-1]))
+    except (IndexError, ValueError, TypeError):
+        raise SideFailed(f"{what} printed no JSON object, but: {output[-200:]!r}") from None
+    return found

@@ -1,0 +1,28 @@
+"""Your own model and data in a script: no guard, no module, no files to prepare.
+
+python examples/own_model.py
+"""
+
+import torch
+from torch import nn
+
+import tardygrad as tg
+
+generator = torch.Generator().manual_seed(0)
+x = torch.randn(8192, 20, generator=generator)
+y = (x[:, :10].sum(1) > x[:, 10:].sum(1)).long()
+
+
+def model() -> nn.Module:
+    return nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 2))
+
+
+result = tg.train(
+    model,
+    (x[:7168], y[:7168]),
+    test_data=(x[7168:], y[7168:]),
+    method=tg.methods.AsyncSGD(optimizer={"class": "Adam", "arguments": {"lr": 0.003}}),
+    workers=2,
+    epochs=5,
+)
+print(f"accuracy {result.metrics['accuracy']:.3f}, everything else in {result.run_directory}")

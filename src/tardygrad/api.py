@@ -1,0 +1,152 @@
+"""``tardygrad.train``: a whole run from Python, with objects where the command line has names.
+
+What is given as an object travels by value to the processes that the run starts, so functions
+and classes of a script or notebook work as they are, and a script needs no
+``if __name__ == "__main__"``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from tardygrad import training
+from tardygrad.callbacks import Callback
+from tardygrad.config import BY_VALUE
+from tardygrad.documents import merge
+from tardygrad.errors import UsageError
+from tardygrad.methods.base import Method
+from tardygrad.training import Result
+
+
+def train(
+    model: Any = None,
+    data: Any = None,
+    *,
+    recipe: str | Mapping[str, Any] | None = None,
+    test_data: Any = None,
+    loss: str | Callable[..., Any] | None = None,
+    metrics: Mapping[str, str | Callable[..., Any]] | None = None,
+    method: str | Mapping[str, Any] | Method | None = None,
+    out: str | os.PathLike[str] | None = None,
+    quiet: bool = False,
+    callbacks: Sequence[Callback] = (),
+    **settings: Any,
+) -> Result:
+    """Train a model and return it with everything that is known about the run.
+
+    Args:
+        model: a ``torch.nn.Module``, a function without arguments that returns one, or
+            ``"package.module:function"``.
+        data: the training data: a tuple of arrays or tensors (inputs..., target), a map-style torch
+            ``Dataset``, a ``tardygrad.data.Source``, the name of a data set (``"mnist"``), or
+            ``"package.module:function"`` that returns ``(train, test)``.
+        recipe: a recipe's name or a configuration document to start from.
+        test_data: like ``data``, for evaluation.
+        loss: function of (output, target) that returns the batch's mean loss; cross entropy if not
+            given.
+        metrics: name to function of (output, target) that returns the batch's mean; accuracy if
+            not given.
+        method: ``tardygrad.methods.AsyncSGD(...)``, a name, or a section of settings.
+        out: the run directory; None takes a free ``runs/NAME-YYYYmmdd-HHMMSS``.
+        quiet: show nothing on the terminal.
+        callbacks: are told what happens, in this process.
+        settings: any other key of the configuration: ``workers=4``, ``servers=2``, ``epochs=5``,
+            ``batch_size=64``, ``seed=0``, ``engine="inline"``, ``checkpoint={"every_s": 10}``, ...
+
+    Raises:
+        UsageError: an argument cannot be used (``ConfigError``, ``ModelError``, ``DataError``).
+        TardygradError: the run failed; its directory says how far it came.
+    """
+    document = _recipe(recipe)
+    by_value: dict[str, Any] = {}
+    if model is not None:
+        # Of the recipe's model section the loss and the metrics stay; arguments were its model's.
+        kept = {k: v for k, v in document.get("model", {}).items() if k != "arguments"}
+        document["model"] = {**kept, **_model(model, by_value)}
+    if isinstance(loss, str):
+        document.setdefault("model", {})["loss"] = loss
+    elif loss is not None:
+        by_value["loss"] = loss
+    if metrics is not None:
+        named = {k: v if isinstance(v, str) else BY_VALUE for k, v in metrics.items()}
+        document.setdefault("model", {})["metrics"] = named
+        by_value["metrics"] = {k: v for k, v in metrics.items() if not isinstance(v, str)}
+    if data is not None:
+        document["data"] = _data(data, test_data, by_value)
+    elif test_data is not None:
+        raise UsageError("test_data was given without data; give both")
+    if method is not None:
+        document["method"] = _method(method)
+    for section in ("model", "data"):
+        if section not in document:
+            raise UsageError(f"{section} is missing: give {section}=... or recipe=...")
+    config = training.resolve(merge(document, settings))
+    return training.run(config, out=out, quiet=quiet, by_value=by_value, callbacks=callbacks)
+
+
+def resume(
+    run: str | os.PathLike[str],
+    *,
+    data: Any = None,
+    test_data: Any = None,
+    quiet: bool = False,
+    callbacks: Sequence[Callback] = (),
+    **settings: Any,
+) -> Result:
+    """Go on with a run from its newest checkpoint.
+
+    Args:
+        run: the run directory.
+        data: the training data again, if they were too large to be kept in the run directory.
+        test_data: likewise.
+        quiet: show nothing on the terminal.
+        callbacks: are told what happens, in this process.
+        settings: what may change, such as ``workers`` or ``epochs``.
+
+    Raises:
+        RunDirectoryError: there is no such run, it is done, or another process drives it.
+        CheckpointError: no checkpoint of the run can be used.
+    """
+    by_value = {} if data is None else {"data": (data, test_data)}
+    return training.resume(
+        run, overrides=settings, quiet=quiet, by_value=by_value, callbacks=callbacks
+    )
+
+
+def _recipe(recipe: str | Mapping[str, Any] | None) -> dict[str, Any]:
+    if recipe is None:
+        return {}
+    if isinstance(recipe, str):
+        from tardygrad import recipes
+
+        return dict(recipes.load(recipe))
+    return dict(recipe)
+
+
+def _model(model: Any, by_value: dict[str, Any]) -> dict[str, Any]:
+    if isinstance(model, str):
+        return {"factory": model}
+    if not callable(model):
+        raise UsageError(
+            f"model is an object of type {type(model).__name__}; expected a torch.nn.Module, a "
+            "function that returns one, or 'package.module:function'"
+        )
+    by_value["model"] = model
+    return {"factory": BY_VALUE}
+
+
+def _data(data: Any, test_data: Any, by_value: dict[str, Any]) -> dict[str, Any]:
+    if isinstance(data, str):
+        if test_data is not None:
+            raise UsageError(f"data={data!r} brings its own test data; leave out test_data")
+        return {"source": data}
+    by_value["data"] = (data, test_data)
+    return {"source": BY_VALUE}
+
+
+def _method(method: str | Mapping[str, Any] | Method) -> dict[str, Any]:
+    if isinstance(method, Method):
+        return method.model_dump(mode="json", by_alias=True)
+    return {"name": method} if isinstance(method, str) else dict(method)

@@ -1,0 +1,43 @@
+"""Simulate a run in virtual time: the same configuration on the engine 'inline'.
+
+Scheduler, servers and workers are those of a real run, and the model is trained for
+real, but in one process and on a virtual clock: computing and travelling take as
+long as 'simulation' says, and the faults listed there happen. The same seed gives
+the same run, bit for bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from tardygrad.cli.parser import (
+    add_configuration,
+    make_current_directory_importable,
+    read_document,
+)
+from tardygrad.cli.train import start
+
+SUMMARY = "run a configuration in virtual time"
+
+EXAMPLES = (
+    ("tardygrad simulate blobs", "a second long"),
+    ("tardygrad simulate blobs --set workers=100", "a hundred workers on one core"),
+    ("tardygrad simulate blobs --set 'simulation.compute=[0.02, 0.02, 0.02, 0.1]'", "one slow"),
+    (
+        "tardygrad simulate blobs --set 'simulation.faults=[{kind: crash, target: worker-1}]'",
+        "one dies",
+    ),
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``tardygrad simulate``."""
+    add_configuration(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Simulate; returns the exit status."""
+    make_current_directory_importable()
+    document = read_document(arguments.recipe, "simulate")
+    arguments.set = [*arguments.set, "engine=inline"]
+    return start(arguments, document)

@@ -1,0 +1,66 @@
+"""What ``train`` and ``simulate`` say at the end: the figures that count, and where to go on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tardygrad.errors import TardygradError
+from tardygrad.metrics import wording
+
+if TYPE_CHECKING:
+    from tardygrad.training import Result
+
+
+def summarize(result: Result) -> list[str]:
+    """The lines to print at the end of a run."""
+    summary, run = result.summary, result.run_directory
+    reason = summary.get("reason")
+    head = f"{result.outcome}: {reason}" if reason else result.outcome
+    lines = ["", f"{head}, after {wording.duration(summary.get('seconds'))}"]
+    lines += [f"  {name:<15}{value}" for name, value in _figures(summary)]
+    lines.append(f"  {'ledger':<15}{_verdict_of(run)}")
+    if result.curves is not None:
+        lines.append(f"  {'curves':<15}{result.curves}")
+    lines.append(f"  {'run directory':<15}{run}")
+    lines.append("next:")
+    if result.outcome != "done":
+        lines.append(f"  tardygrad train --resume {run}   goes on from the last checkpoint")
+    else:
+        lines.append(f"  tardygrad ledger {run}   proves that every sample counted once")
+        lines.append(f"  tardygrad replay {run}   repeats the run, bit for bit")
+    return lines
+
+
+def _figures(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    final: Mapping[str, Any] = summary.get("final") or {}
+    figures = [
+        (
+            f"test {name}",
+            wording.loss(value) if name == "loss" else wording.metric(name, value),
+        )
+        for name, value in sorted(final.items(), key=lambda item: item[0] == "loss")
+    ]
+    figures.append(("speed", f"{wording.rate(summary.get('samples_per_s'))} samples/s"))
+    staleness: Mapping[str, Any] = summary.get("staleness") or {}
+    spread = ", ".join(
+        f"{name} {wording.number(staleness[name], 'g')}"
+        for name in ("p50", "p99", "max")
+        if staleness.get(name) is not None
+    )
+    mean = f"mean {wording.number(staleness.get('mean'), '.2f')}"
+    figures.append(("staleness", f"{mean} ({spread})" if spread else mean))
+    if summary.get("first_update_s") is not None:
+        first = wording.number(summary["first_update_s"], ".1f")
+        figures.append(("first update", f"{first} s after the command"))
+    return figures
+
+
+def _verdict_of(run: Path) -> str:
+    from tardygrad.audit import audit
+
+    try:
+        return audit(run).verdict()
+    except TardygradError as error:
+        return f"not readable: {error}"

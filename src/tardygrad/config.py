@@ -1,0 +1,400 @@
+"""What a run is told: frozen sections of settings, checked before anything starts.
+
+A configuration exists in two forms.  A *document* is a plain dict, as a recipe returns it and as a
+YAML file holds it; documents are merged and overridden (``--set a.b=c``).  A ``RunConfig`` is the
+document checked and completed: frozen, every default filled in, and what a run directory keeps.
+
+Checking is strict, because a run that silently used another setting is worse than one that did not
+start: no string passes for a number, no unknown key is ignored, infinities and NaN are refused.
+Whatever is wrong is raised as one ``ConfigError`` with one line for each problem; an unknown key
+names the nearest valid one.
+
+The method's section is only passed through here: methods stand above this module, and
+``tardygrad.methods.parse`` checks it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+
+from tardygrad.documents import dump, load_config, merge, override, parse_overrides
+from tardygrad.errors import ConfigError
+from tardygrad.sections import Document, Section
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = [
+    "BY_VALUE",
+    "CheckpointConfig",
+    "DataConfig",
+    "Document",
+    "Duration",
+    "EvaluationConfig",
+    "FailureConfig",
+    "Fault",
+    "ModelConfig",
+    "RunConfig",
+    "Section",
+    "SimulationConfig",
+    "load_config",
+    "merge",
+    "override",
+    "parse_overrides",
+    "to_document",
+    "to_yaml",
+]
+
+BY_VALUE = "by-value"
+"""Stands in a configuration for an object that was handed over from Python."""
+
+DEFAULT_METHOD = "async_sgd"
+
+_REFERENCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+_NAME = re.compile(r"[A-Za-z_][\w-]*")
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_DEVICE = re.compile(r"cpu|cuda(:[0-9]+)?")
+
+
+def _check_reference(value: str) -> str:
+    if value == BY_VALUE or _REFERENCE.fullmatch(value):
+        return value
+    raise ValueError("expected 'package.module:function'")
+
+
+def _check_source(value: str) -> str:
+    if _NAME.fullmatch(value):
+        return value
+    try:
+        return _check_reference(value)
+    except ValueError:
+        raise ValueError("expected the name of a data set or 'package.module:function'") from None
+
+
+class ModelConfig(Section):
+    """Which model is trained, by which loss, measured by which metrics."""
+
+    factory: str
+    """``package.module:function`` that returns a new ``torch.nn.Module``."""
+    arguments: dict[str, Any] = {}
+    """Keyword arguments of the factory."""
+    loss: str = "torch.nn.functional:cross_entropy"
+    """``package.module:function`` of (output, target) that returns a scalar tensor."""
+    metrics: dict[str, str] = {"accuracy": "tardygrad.models.metrics:accuracy"}
+    """Name to ``package.module:function`` of (output, target) that returns a number."""
+
+    @field_validator("factory", "loss")
+    @classmethod
+    def _references(cls, value: str) -> str:
+        return _check_reference(value)
+
+    @field_validator("metrics")
+    @classmethod
+    def _metric_references(cls, value: dict[str, str]) -> dict[str, str]:
+        for name, reference in value.items():
+            if name == "loss":
+                raise ValueError("'loss' is always measured; give this metric another name")
+            try:
+                _check_reference(reference)
+            except ValueError as error:
+                raise ValueError(f"metric {name!r}: {error}") from None
+        return value
+
+
+class DataConfig(Section):
+    """Which data the model is trained and tested on."""
+
+    source: str
+    """Name of a data set (``mnist``), or ``package.module:function`` that returns (train, test)."""
+    arguments: dict[str, Any] = {}
+    """Keyword arguments of the source."""
+
+    @field_validator("source")
+    @classmethod
+    def _source(cls, value: str) -> str:
+        return _check_source(value)
+
+
+class EvaluationConfig(Section):
+    """When the newest parameters are measured on the test data."""
+
+    every_epochs: int = Field(1, ge=0)
+    """Evaluate after every so many epochs; 0 = only at the end."""
+    batch_size: int = Field(1000, ge=1)
+    """Samples per evaluation step; only memory and speed depend on it."""
+
+
+class CheckpointConfig(Section):
+    """How often the run is saved."""
+
+    every_s: float = Field(30.0, gt=0, allow_inf_nan=True)
+    """Seconds between checkpoints; ``.inf`` = only when the run stops."""
+    keep: int = Field(3, ge=1)
+    """How many of the newest checkpoints stay on the disk."""
+
+
+class FailureConfig(Section):
+    """How long silence may last, and what is done about the dead."""
+
+    lease_s: float = Field(5.0, gt=0)
+    """Seconds without a sign of life after which a worker's fragment goes to another."""
+    heartbeat_s: float = Field(0.25, gt=0)
+    """Seconds between two signs of life."""
+    restarts: int = Field(10, ge=0)
+    """How many replacements the whole run may start; then it goes on with fewer workers."""
+    backoff_s: float = Field(0.5, ge=0)
+    """Seconds before a replacement starts; doubled for each further death of the same slot."""
+    backoff_max_s: float = Field(30.0, ge=0)
+    """Longest such wait in seconds."""
+    stop_s: float = Field(30.0, gt=0)
+    """Seconds that processes have to finish when the run stops, before they are killed."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.lease_s <= 2 * self.heartbeat_s:
+            raise ValueError(
+                f"lease_s must be more than twice heartbeat_s ({self.heartbeat_s:g}), so that one "
+                f"late heartbeat does not count as a death, got {self.lease_s:g}"
+            )
+        if self.backoff_max_s < self.backoff_s:
+            raise ValueError(
+                f"backoff_max_s must be at least backoff_s ({self.backoff_s:g}), "
+                f"got {self.backoff_max_s:g}"
+            )
+        return self
+
+
+Distribution = Literal["constant", "uniform", "exponential", "lognormal", "shifted_exponential"]
+
+
+class Duration(Section):
+    """A distribution of seconds, sampled by the simulator with a seeded generator.
+
+    ``mean_s`` is always the mean.  ``spread`` is in seconds too: half the width of ``uniform``,
+    the standard deviation of ``lognormal`` and of ``shifted_exponential`` (a fixed part of
+    ``mean_s - spread`` and an exponential one of mean ``spread``).  ``constant`` and
+    ``exponential`` have none.  In a document a bare number is a constant duration.
+    """
+
+    distribution: Distribution = "constant"
+    mean_s: float = Field(ge=0)
+    spread: float = Field(0.0, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_number(cls, value: Any) -> Any:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return {"mean_s": value}
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.distribution in ("constant", "exponential"):
+            if self.spread:
+                raise ValueError(f"a duration that is {self.distribution} has no spread")
+        elif self.distribution != "lognormal" and self.spread > self.mean_s:
+            raise ValueError(f"spread {self.spread:g} exceeds mean_s {self.mean_s:g}")
+        return self
+
+    def sample(self, rng: np.random.Generator) -> float:
+        """One duration in seconds, never negative; ``constant`` draws nothing from ``rng``."""
+        kind, mean_s, spread = self.distribution, self.mean_s, self.spread
+        if kind == "constant" or mean_s == 0.0:
+            return mean_s
+        if kind == "exponential":
+            return float(rng.exponential(mean_s))
+        if kind == "uniform":
+            return float(rng.uniform(mean_s - spread, mean_s + spread))
+        if kind == "shifted_exponential":
+            return mean_s - spread + float(rng.exponential(spread))
+        variance = math.log1p((spread / mean_s) ** 2)
+        return float(rng.lognormal(math.log(mean_s) - variance / 2, math.sqrt(variance)))
+
+
+FaultKind = Literal["crash", "hang", "slow", "loss", "duplicate", "delay", "blackout"]
+
+_TARGET = re.compile(r"(worker|server)-(0|[1-9][0-9]*)")
+_OF_PROCESSES = ("crash", "hang", "slow")
+_OF_MESSAGES = ("loss", "duplicate", "delay")
+
+
+class Fault(Section):
+    """One fault that the simulator injects, from ``at_s`` on and for ``for_s`` seconds.
+
+    ``crash`` kills the target at ``at_s``; ``hang`` freezes it; ``slow`` makes its computing
+    ``factor`` times as long.  ``loss``, ``duplicate`` and ``delay`` meet a message of the target
+    with probability ``rate``; ``delay`` makes its way ``factor`` times as long.  ``blackout`` cuts
+    the target off from all messages.
+    """
+
+    kind: FaultKind
+    target: str | None = None
+    """``worker-N`` or ``server-N``; None = every link (faults of messages only)."""
+    at_s: float = Field(0.0, ge=0)
+    for_s: float | None = Field(None, gt=0)
+    """How long it lasts; None = to the end of the run.  A crash has no duration."""
+    rate: float = Field(0.0, ge=0, le=1)
+    factor: float = Field(1.0, gt=0)
+
+    @field_validator("target")
+    @classmethod
+    def _target(cls, value: str | None) -> str | None:
+        if value is None or _TARGET.fullmatch(value):
+            return value
+        raise ValueError("expected 'worker-N', 'server-N' or nothing")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.kind in _OF_PROCESSES and self.target is None:
+            raise ValueError(f"a fault of kind {self.kind} needs a target, such as 'worker-1'")
+        if self.kind in _OF_MESSAGES and self.rate == 0:
+            raise ValueError(f"a fault of kind {self.kind} needs a rate above 0")
+        if self.kind == "crash" and self.for_s is not None:
+            raise ValueError("a crash has no for_s: the target is replaced, or not, by the run")
+        return self
+
+
+def _one_or_list(value: Any) -> str:
+    return "list" if isinstance(value, list | tuple) else "one"
+
+
+Durations = Annotated[
+    Annotated[tuple[Duration, ...], Field(strict=False, min_length=1), Tag("list")]
+    | Annotated[Duration, Tag("one")],
+    Discriminator(_one_or_list),
+]
+
+
+class SimulationConfig(Section):
+    """What the ``inline`` engine pretends: how long things take and what goes wrong."""
+
+    compute: Durations = Duration(mean_s=0.01)
+    """Seconds per step: one distribution for all workers, or a list with one for each."""
+    network: Duration = Duration(mean_s=0.0002)
+    """Seconds that parameters and updates travel, one way."""
+    control: Duration = Duration(mean_s=0.0002)
+    """Seconds that control messages travel, one way."""
+    apply: Duration = Duration(mean_s=0.0001)
+    """Seconds that a server needs to apply one update."""
+    faults: Annotated[tuple[Fault, ...], Field(strict=False)] = ()
+    tick_s: float = Field(0.5, gt=0)
+    """Virtual seconds between two ticks of the clock (leases, heartbeats, progress)."""
+    limit_s: float | None = Field(None, gt=0)
+    """Virtual seconds after which the simulation gives up; None = never."""
+
+    def compute_of(self, worker: int) -> Duration:
+        """The compute time of worker ``worker`` (0 ..)."""
+        return self.compute[worker] if isinstance(self.compute, tuple) else self.compute
+
+
+class RunConfig(Document):
+    """Everything that determines a run; ``tardygrad.training.resolve`` makes it of a document."""
+
+    name: str = "run"
+    """Name of the run, the beginning of its directory's name."""
+    seed: int = Field(0, ge=0, lt=2**63)
+    """Initial parameters, order of the samples, random numbers of the model, simulated times."""
+    model: ModelConfig
+    data: DataConfig
+    method: dict[str, Any] = {"name": DEFAULT_METHOD}
+    """``name`` of the method and its settings; a bare string is the name."""
+    epochs: int = Field(5, ge=1)
+    batch_size: int = Field(64, ge=1)
+    """Samples per step of one worker."""
+    fragment_batches: int | None = Field(None, ge=1)
+    """Batches that are leased at a time; None = chosen from the data and the workers."""
+    workers: int = Field(4, ge=1)
+    servers: int = Field(1, ge=1)
+    """Into how many shards the parameters are cut."""
+    engine: Literal["processes", "inline"] = "processes"
+    """``processes`` trains for real; ``inline`` simulates in one process and virtual time."""
+    threads: int = Field(1, ge=1)
+    """Compute threads of each process."""
+    device: str = "cpu"
+    """Where workers compute: ``cpu``, ``cuda`` or ``cuda:N``."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    failure: FailureConfig = FailureConfig()
+    simulation: SimulationConfig = SimulationConfig()
+    tensorboard: bool = False
+    """Write TensorBoard files into the run directory as well (extra ``tensorboard``)."""
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _method_name(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"name": value}
+        if isinstance(value, Mapping):
+            method = {"name": DEFAULT_METHOD, **value}
+            if not isinstance(method["name"], str) or not _NAME.fullmatch(method["name"]):
+                raise ValueError(f"expected the name of a method, got {method['name']!r}")
+            return method
+        return value
+
+    @field_validator("name")
+    @classmethod
+    def _file_name(cls, value: str) -> str:
+        if _FILE_NAME.fullmatch(value):
+            return value
+        raise ValueError("expected letters, digits, '.', '_' and '-' (it names a directory)")
+
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, value: str) -> str:
+        if _DEVICE.fullmatch(value):
+            return value
+        raise ValueError("expected 'cpu', 'cuda' or 'cuda:N'")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        compute = self.simulation.compute
+        if isinstance(compute, tuple) and len(compute) != self.workers:
+            raise ValueError(
+                f"simulation.compute: expected one duration for all, or a list of {self.workers} "
+                f"(one for each worker), got a list of {len(compute)}"
+            )
+        for number, fault in enumerate(self.simulation.faults):
+            kind, _, index = (fault.target or "").partition("-")
+            count = self.workers if kind == "worker" else self.servers
+            if index and int(index) >= count:
+                raise ValueError(
+                    f"simulation.faults.{number}.target: {fault.target!r} does not exist; "
+                    f"{kind}s are numbered 0 to {count - 1}"
+                )
+        return self
+
+    def fragment_batches_for(self, samples: int) -> int:
+        """Batches per fragment for a training set of ``samples`` samples.
+
+        Unless it is set: an eighth of a worker's share of an epoch, so that the fast can take over
+        from the slow, and at most 32, so that little is redone after a death.
+        """
+        if self.fragment_batches is not None:
+            return self.fragment_batches
+        batches_per_epoch = -(-samples // self.batch_size)
+        return max(1, min(32, batches_per_epoch // (8 * self.workers)))
+
+
+def to_document(config: Section) -> dict[str, Any]:
+    """The configuration as a plain dict that the same class accepts again.
+
+    Raises:
+        ConfigError: an argument of the model or of the data is an object that no file can hold.
+    """
+    try:
+        return config.model_dump(mode="json", by_alias=True)
+    except ValueError as error:
+        raise ConfigError(
+            f"the configuration holds an object that cannot be written to a file ({error}); give "
+            "numbers, texts and lists as arguments, or hand the model and the data over by value"
+        ) from None
+
+
+def to_yaml(config: Section, comment: str = "") -> str:
+    """The configuration as YAML that ``load_config`` reads; ``comment`` stands above, behind #."""
+    return dump(to_document(config), comment)

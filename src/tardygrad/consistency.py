@@ -1,0 +1,71 @@
+"""Who may go on: how far a worker may run ahead of the slowest one.
+
+A worker's clock counts its exchanges. Before exchange ``clock`` begins, the worker reads the
+parameters; the rule says how far the slowest member's clock must have come for that read.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, NamedTuple
+
+from pydantic import Field
+
+from tardygrad.sections import Section
+
+NO_NEED = -1
+"""No clock is waited for."""
+
+
+class Decision(NamedTuple):
+    """A verdict and why."""
+
+    ok: bool
+    reason: str
+
+
+class ASP(Section):
+    """Asynchronous parallel: nobody waits for anybody."""
+
+    name: Literal["asp"] = "asp"
+
+    @property
+    def uses_clocks(self) -> bool:
+        """Whether servers must keep track of clocks."""
+        return False
+
+    def need(self, clock: int) -> int:
+        """The clock that the slowest member must have reached before exchange ``clock``."""
+        return NO_NEED
+
+    def may_go_on(self, clock: int, slowest: int) -> Decision:
+        """Always."""
+        return Decision(True, "asynchronous: no bound")
+
+
+class SSP(Section):
+    """Stale-synchronous parallel (Ho et al., NIPS 2013): at most ``bound`` clocks ahead.
+
+    A worker at clock c waits while the slowest member's clock is below ``c - bound``; ``bound=0``
+    is bulk-synchronous. A read includes the worker's own writes.
+    """
+
+    name: Literal["ssp"] = "ssp"
+    bound: int = Field(default=3, ge=0)
+
+    @property
+    def uses_clocks(self) -> bool:
+        """Whether servers must keep track of clocks."""
+        return True
+
+    def need(self, clock: int) -> int:
+        """The clock that the slowest member must have reached before exchange ``clock``."""
+        return max(clock - self.bound, 0)
+
+    def may_go_on(self, clock: int, slowest: int) -> Decision:
+        """Whether a worker at ``clock`` may start, given the slowest member's clock."""
+        if slowest >= self.need(clock):
+            return Decision(True, f"slowest at {slowest}, within {self.bound} of {clock}")
+        return Decision(False, f"slowest at {slowest}, more than {self.bound} behind {clock}")
+
+
+Consistency = Annotated[ASP | SSP, Field(discriminator="name")]

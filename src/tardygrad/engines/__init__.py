@@ -1,0 +1,1 @@
+"""The engines: what interprets the machines' effects, for real or in virtual time."""

@@ -1,0 +1,193 @@
+"""What every engine is given, what it gives back, and what it tells on the way.
+
+An engine interprets the machines' effects. It gets a ``Job`` (everything decided before the run
+begins), reports through an ``Observer``, and returns a ``RunEnd``. The machines are built here, in
+one place, so that the simulator and the real engine cannot differ in how they are configured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from tardygrad.config import RunConfig
+from tardygrad.data.fragments import FragmentPlan
+from tardygrad.data.sources import Source
+from tardygrad.layout import KeyRange, Layout
+from tardygrad.methods.base import Method
+from tardygrad.models.base import ModelAdapter
+from tardygrad.protocol.scheduler import Scheduler, SchedulerSettings
+from tardygrad.protocol.server import Server, ServerSettings
+from tardygrad.protocol.worker import Worker, WorkerSettings
+
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A restored shard: its tensors, version and ledger, and the step it was taken at."""
+
+    step: int
+    tensors: Tensors
+    state: dict[str, Any]
+
+
+class SnapshotStore(Protocol):
+    """Where snapshots and checkpoints are kept."""
+
+    def write(
+        self, step: int, shard: int, tensors: Tensors, state: dict[str, Any]
+    ) -> tuple[str, int, str]:
+        """Keep one shard's snapshot; returns (name, bytes, checksum). Raises StorageError."""
+        ...
+
+    def commit(
+        self, step: int, files: tuple[tuple[str, int, str], ...], state: dict[str, Any]
+    ) -> None:
+        """Make the checkpoint ``step`` valid. Raises StorageError."""
+        ...
+
+    def newest(self, shard: int) -> Snapshot | None:
+        """The shard's snapshot in the newest valid checkpoint, or None."""
+        ...
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that is decided before a run begins.
+
+    ``lineage`` tells this stretch of the run from every other; ``generation`` counts how often the
+    run was resumed; ``first_step`` is the number of the next checkpoint; ``consumed_before`` are
+    the samples in the checkpoint that it goes on from; ``trace_directory`` is
+    None where no trace files are wanted.
+    """
+
+    config: RunConfig
+    method: Method
+    plan: FragmentPlan
+    layout: Layout
+    ranges: tuple[KeyRange, ...]
+    initial: torch.Tensor
+    train: Source
+    test: Source | None
+    build_adapter: Callable[[], ModelAdapter]
+    lineage: int = 1
+    generation: int = 0
+    first_step: int = 1
+    epochs_reported: int = 0
+    consumed_before: int = 0
+    trace_directory: Path | None = None
+    run_directory: Path | None = None
+    by_value: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def resend_s(self) -> float:
+        """Seconds after which an unanswered message is sent again."""
+        return max(4 * self.config.failure.heartbeat_s, self.config.failure.lease_s / 4)
+
+    @cached_property
+    def tick_s(self) -> float:
+        """Seconds between two looks at deadlines."""
+        return min(self.config.failure.lease_s / 8, self.config.failure.heartbeat_s)
+
+    def scheduler(self, start_s: float = 60.0) -> Scheduler:
+        """The run's scheduler machine; a process may take ``start_s`` seconds to come up."""
+        failure = self.config.failure
+        return Scheduler(
+            SchedulerSettings(
+                plan=self.plan,
+                epochs=self.config.epochs,
+                workers=self.config.workers,
+                shards=len(self.ranges),
+                lease_s=failure.lease_s,
+                start_s=start_s,
+                stop_s=failure.stop_s,
+                resend_s=self.resend_s,
+                restarts=failure.restarts,
+                backoff_s=failure.backoff_s,
+                backoff_max_s=failure.backoff_max_s,
+                checkpoint_every_s=self.config.checkpoint.every_s,
+                uses_clocks=self.method.consistency.uses_clocks,
+                generation=self.generation,
+                first_step=self.first_step,
+                epochs_reported=self.epochs_reported,
+            )
+        )
+
+    def server(self, shard: int, incarnation: int, floor: int, snapshot: Snapshot | None) -> Server:
+        """A server machine, restored if there is a snapshot."""
+        settings = ServerSettings(
+            lineage=self.lineage,
+            plan=self.plan,
+            workers=self.config.workers,
+            staleness=self.method.staleness,
+            consistency=self.method.consistency,
+            resend_s=self.resend_s,
+        )
+        return Server(
+            shard,
+            settings,
+            incarnation=incarnation,
+            floor=floor,
+            restored_step=0 if snapshot is None else snapshot.step,
+            snapshot=None if snapshot is None else snapshot.state,
+        )
+
+    def worker(self, worker: int, incarnation: int) -> Worker:
+        """A worker machine."""
+        settings = WorkerSettings(
+            lineage=self.lineage,
+            shards=len(self.ranges),
+            exchange_period=self.method.exchange_period,
+            in_flight=self.method.in_flight,
+            consistency=self.method.consistency,
+            resend_s=self.resend_s,
+        )
+        return Worker(worker, settings, incarnation=incarnation)
+
+
+class Observer(Protocol):
+    """Who is told what happens; called from the engine's own thread."""
+
+    def emit(self, event: str, **fields: Any) -> None:
+        """An event for metrics.jsonl."""
+        ...
+
+    def decided(self, decision: str, reason: str) -> None:
+        """A decision and why, for events.log."""
+        ...
+
+    def now(self) -> float:
+        """Seconds since the run's first start."""
+        ...
+
+    def interrupted(self) -> str:
+        """Why the run must stop now, or an empty string."""
+        ...
+
+
+@dataclass
+class RunEnd:
+    """How a run (or one stretch of it) ended.
+
+    ``parameters`` is float32 ``[layout.size]``: the parameters, then the averaged buffers.
+    ``figures`` are the fields of the ``run_end`` event.
+    """
+
+    outcome: str
+    reason: str
+    parameters: torch.Tensor
+    figures: dict[str, Any] = field(default_factory=dict)
+
+
+class Engine(Protocol):
+    """Runs a job to its end."""
+
+    def run(self, job: Job, observer: Observer, store: SnapshotStore) -> RunEnd:
+        """Train until the work is done, the run is interrupted, or it cannot go on."""
+        ...

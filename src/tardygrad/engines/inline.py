@@ -1,0 +1,480 @@
+"""The simulator: the production machines in one process, in virtual time, from one seed.
+
+Theory of operation. Events reach a machine, its effects become later events of the world: a message
+arrives after a drawn delay, a computation ends after a drawn time, a server applies one update at a
+time. Tensors are real where the model is real: gradients are computed when a worker starts to
+compute, at the very parameters that it pulled, so staleness has its true effect. Faults come from
+the plan in the configuration.
+
+Every trace record passes an independent auditor as it is written; a violated invariant ends the
+simulation with the record that broke it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from tardygrad.engines.base import Job, Observer, RunEnd, Snapshot, SnapshotStore
+from tardygrad.engines.inline_world import Member, Served, WatchedTrace, Watcher, World
+from tardygrad.engines.shard_host import ShardHost, TraceFile, TraceSink, digest
+from tardygrad.engines.statistics import RunStatistics, ServerCounters, WorkerCounters
+from tardygrad.engines.worker_host import WorkerHost
+from tardygrad.errors import InvariantViolation, StorageError
+from tardygrad.models.null import NullAdapter
+from tardygrad.protocol import effects as ef
+from tardygrad.protocol import events as ev
+from tardygrad.protocol import trace
+from tardygrad.protocol.invariants import Auditor
+
+_WAIT_LIMIT_S = 1e7
+
+
+class InlineEngine:
+    """Runs a job in virtual time. ``events`` counts what the machines handled.
+
+    Args:
+        watcher: is told every event and every trace record.
+        start_s: virtual seconds after which a process that does not come up counts as dead.
+        linger_s: virtual seconds for which the world goes on after the end, so that a test can see
+            that nothing happens any more.
+    """
+
+    def __init__(
+        self, watcher: Watcher | None = None, *, start_s: float = 60.0, linger_s: float = 0.0
+    ) -> None:
+        self.watcher = watcher
+        self.start_s = start_s
+        self.linger_s = linger_s
+        self.events = 0
+        self.now = 0.0
+
+    def clock(self) -> float:
+        """Virtual seconds since the simulation began."""
+        return self.now
+
+    def run(self, job: Job, observer: Observer, store: SnapshotStore) -> RunEnd:
+        """Simulate until the run ends.
+
+        Raises:
+            InvariantViolation: the protocol broke one of its promises.
+        """
+        return _Simulation(self, job, observer, store).run()
+
+
+class _Simulation(World):
+    def __init__(
+        self, engine: InlineEngine, job: Job, observer: Observer, store: SnapshotStore
+    ) -> None:
+        super().__init__(job)
+        self.engine, self.job, self.observer, self.store = engine, job, observer, store
+        self.watcher = engine.watcher
+        self.shards = len(job.ranges)
+        self.server_addresses = [("server", shard) for shard in range(self.shards)]
+        self.scheduler = job.scheduler(engine.start_s)
+        self.auditor = Auditor(job.plan, self.shards, limit=job.method.staleness.limit)
+        self.adapter = job.build_adapter()
+        self.samples_in = functools.cache(job.plan.samples_in)
+        self.real = not isinstance(self.adapter, NullAdapter)
+        self.parameters = job.initial.clone()
+        self.statistics = RunStatistics(job.config.workers, self.shards, job.plan.samples)
+        self.statistics.begin(job.generation << 10, job.consumed_before, observer.now())
+        self.finished: ef.Finished | None = None
+        self.next_progress = 0.5
+        self._effects: dict[type, Callable[[Any, ev.Address], None]] = {
+            ef.Send: self._send,
+            ef.Pull: self._pull,
+            ef.Compute: self._compute,
+            ef.Publish: self._publish,
+            ef.Release: self._release,
+            ef.Leave: self._leave,
+            ef.Apply: self._apply,
+            ef.Log: self._log,
+            ef.SendParameters: self._send_parameters,
+            ef.PublishClock: self._nothing,
+            ef.SaveSnapshot: self._save_snapshot,
+            ef.SpawnWorker: self._spawn_worker,
+            ef.KillWorker: self._kill_worker,
+            ef.SpawnServer: self._spawn_server,
+            ef.KillServer: self._kill_server,
+            ef.CommitCheckpoint: self._commit,
+            ef.EpochEnded: self._epoch_ended,
+            ef.MemberChanged: self._member_changed,
+            ef.Decided: self._decided,
+            ef.Finished: self._finish,
+        }
+
+    # --- the loop -----------------------------------------------------------------------------
+
+    def run(self) -> RunEnd:
+        limit = self.job.config.simulation.limit_s or _WAIT_LIMIT_S
+        self.to_scheduler(ev.Started())
+        self.later(self.job.tick_s, ("clock", 0), ev.Tick())
+        heap = self.heap
+        while self.finished is None:
+            if not heap or heap[0][0] > limit:
+                raise self._endless()
+            self.step()
+        self.engine.now = end = self.now
+        while heap and heap[0][0] <= end + self.engine.linger_s:
+            self.step()
+        return self._end(end)
+
+    def _endless(self) -> InvariantViolation:
+        book = self.scheduler.book
+        return InvariantViolation(
+            f"no end after {self.now:g} virtual seconds; the scheduler is {self.scheduler.phase}, "
+            f"{book.remaining()} fragments remain, {len(book.leases)} are leased"
+        )
+
+    def to_scheduler(self, event: Any) -> None:
+        self.engine.events += 1
+        effects = self.scheduler.handle(event, self.now)
+        if self.watcher is not None:
+            self.watcher.handled(self.now, ev.SCHEDULER, self.scheduler, event, effects)
+        self._interpret(effects, ev.SCHEDULER)
+
+    def _handle(self, address: ev.Address, member: Member, event: Any) -> None:
+        self.engine.events += 1
+        effects = member.machine.handle(event, self.now)
+        if self.watcher is not None:
+            self.watcher.handled(self.now, address, member.machine, event, effects)
+        table = self._effects
+        for effect in effects:
+            table[type(effect)](effect, address)
+
+    def _interpret(self, effects: list[ef.Effect], source: ev.Address) -> None:
+        table = self._effects
+        for effect in effects:
+            table[type(effect)](effect, source)
+
+    def tick(self) -> None:
+        self.engine.now = self.now
+        self.later(self.job.tick_s, ("clock", 0), ev.Tick())
+        reason = self.observer.interrupted()
+        if reason:
+            self.to_scheduler(ev.Interrupted(reason))
+        self.beat()
+        self.to_scheduler(ev.Tick())
+        for address, member in self.everybody():
+            if not self.frozen(address, member):
+                self.deliver(address, member.incarnation, ev.Tick(), None)
+        if self.now >= self.next_progress:
+            self.next_progress = self.now + self.job.config.simulation.tick_s
+            self._report()
+
+    # --- birth and death ----------------------------------------------------------------------
+
+    def _spawn_worker(self, effect: ef.SpawnWorker, source: ev.Address) -> None:
+        member = Member(
+            self.job.worker(effect.worker, effect.incarnation),
+            effect.incarnation,
+            self.now + effect.delay_s,
+        )
+        member.counters = WorkerCounters()
+        if self.real:
+            member.host = WorkerHost(
+                self.job.method, self.job.build_adapter(), self.job.train, self.job.plan
+            )
+        self.workers[effect.worker] = member
+        address = ("worker", effect.worker)
+        self.later(effect.delay_s + self.control(), address, ev.Started(), effect.incarnation)
+
+    def _spawn_server(self, effect: ef.SpawnServer, source: ev.Address) -> None:
+        snapshot: Snapshot | None = None
+        if effect.incarnation > 0:
+            snapshot = self.store.newest(effect.shard)
+        machine = self.job.server(effect.shard, effect.incarnation, effect.floor, snapshot)
+        if snapshot is not None:
+            standing = machine.ledger.standing()
+            self.auditor.adopt(effect.shard, snapshot.step, machine.version, standing)
+        member = Member(machine, effect.incarnation, self.now)
+        member.counters = ServerCounters()
+        member.host = self._shard_host(effect.shard, snapshot)
+        self.servers[effect.shard] = member
+        delay = self.control()
+        self.later(delay, ("server", effect.shard), ev.Started(), effect.incarnation)
+
+    def _shard_host(self, shard: int, snapshot: Snapshot | None) -> ShardHost:
+        job = self.job
+        where = job.ranges[shard].slice
+        parameters = self.parameters[where]
+        parameters.copy_(job.initial[where])
+        buffers = None
+        if shard == 0:
+            buffers = self.parameters[job.layout.parameters_size :]
+            buffers.copy_(job.initial[job.layout.parameters_size :])
+        sink: TraceSink | None = None
+        if job.trace_directory is not None:
+            sink = TraceFile(job.trace_directory / f"shard-{shard:03d}.trace", shard, self.shards)
+        host = ShardHost(
+            job.method, parameters, buffers, WatchedTrace(self.auditor, shard, sink, self.watcher)
+        )
+        if snapshot is not None:
+            host.restore(snapshot.tensors)
+        return host
+
+    def _kill_worker(self, effect: ef.KillWorker, source: ev.Address) -> None:
+        member = self.workers[effect.worker]
+        if member is not None and member.incarnation == effect.incarnation:
+            member.alive = False
+
+    def _kill_server(self, effect: ef.KillServer, source: ev.Address) -> None:
+        member = self.servers[effect.shard]
+        if member is not None and member.incarnation == effect.incarnation:
+            member.alive = False
+
+    # --- messages -----------------------------------------------------------------------------
+
+    def _send(self, effect: ef.Send, source: ev.Address) -> None:
+        self.send(source, effect.to, effect.message)
+
+    def _publish(self, effect: ef.Publish, source: ev.Address) -> None:
+        member = self.member(source)
+        assert member is not None
+        payload = member.slots.get(effect.push.seq)
+        for shard in effect.shards:
+            self.send(source, self.server_addresses[shard], effect.push, payload)
+
+    def _release(self, effect: ef.Release, source: ev.Address) -> None:
+        member = self.member(source)
+        assert member is not None
+        member.slots.pop(effect.seq, None)
+
+    def _leave(self, effect: ef.Leave, source: ev.Address) -> None:
+        member = self.member(source)
+        assert member is not None
+        member.alive = False
+
+    # --- workers ------------------------------------------------------------------------------
+
+    def to_worker(self, address: ev.Address, member: Member, event: Any, payload: Any) -> None:
+        if type(event) is ev.ShardPulled:
+            pulled = self._assemble(member, event, payload)
+            if pulled is None:
+                return
+            event = pulled
+        elif type(event) is ev.Computed:
+            member.steps += 1
+        self._handle(address, member, event)
+
+    def _pull(self, effect: ef.Pull, source: ev.Address) -> None:
+        member = self.member(source)
+        assert member is not None
+        if member.pull is None or member.pull.seq != effect.seq:
+            member.pull, member.parts, member.pulled_at = effect, {}, self.now
+        ask = ev.PullAsked(source[1], effect.seq, effect.need)
+        for server in self.server_addresses:
+            self.send(source, server, ask)
+
+    def _assemble(
+        self, member: Member, event: ev.ShardPulled, payload: torch.Tensor | None
+    ) -> ev.Pulled | None:
+        pull = member.pull
+        if pull is None or event.seq != pull.seq:
+            return None
+        self.engine.events += 1
+        member.parts[event.shard] = (event, payload)
+        if len(member.parts) < self.shards:
+            return None
+        member.pull = None
+        parts = [member.parts[s] for s in range(self.shards)]
+        if member.host is not None:
+            self._take_parameters(member.host, pull.fresh, [p for _, p in parts])
+        member.counters.communicating_s += self.now - member.pulled_at
+        member.counters.pulled_bytes += 4 * self.job.layout.parameters_size
+        reads = tuple(part.read for part, _ in parts)
+        return ev.Pulled(pull.seq, reads, min(part.clock for part, _ in parts))
+
+    def _take_parameters(
+        self, host: WorkerHost, fresh: bool, tensors: list[torch.Tensor | None]
+    ) -> None:
+        target = host.pull_target(fresh=fresh)
+        buffers = None
+        for key_range, tensor in zip(self.job.ranges, tensors, strict=True):
+            assert tensor is not None
+            target[key_range.slice] = tensor[: key_range.size]
+            if buffers is None:
+                buffers = tensor[key_range.size :]
+        host.pulled(fresh=fresh, buffers=buffers)
+
+    def _compute(self, effect: ef.Compute, source: ev.Address) -> None:
+        member = self.member(source)
+        assert member is not None
+        worker = source[1]
+        batches = effect.stop - effect.first
+        draw = self.compute[worker]
+        seconds = draw() if batches == 1 else sum(draw() for _ in range(batches))
+        seconds *= self.fate.slowness(worker, self.now)
+        samples = self.samples_in(effect.lease.fragment, effect.first, effect.stop)
+        loss = 0.0
+        update: torch.Tensor | None = None
+        if member.host is not None:
+            update = torch.empty(self.job.layout.size)
+            loss = member.host.compute(effect, update).loss
+            member.host.adapter.release()
+        member.slots[effect.seq] = update
+        member.counters.computed(effect.lease.epoch, samples, batches, loss, seconds)
+        member.counters.pushed_bytes += 4 * self.job.layout.parameters_size
+        done = ev.Computed(effect.seq, samples)
+        self.later(seconds, source, done, member.incarnation)
+
+    # --- servers ------------------------------------------------------------------------------
+
+    def to_server(self, address: ev.Address, member: Member, event: Any, payload: Any) -> None:
+        if type(event) is ev.Push:
+            ready = max(self.now, member.busy_until) + self.apply_time()
+            if ready > self.now:
+                member.busy_until = ready
+                delay = ready - self.now
+                self.later(delay, address, Served(event), member.incarnation, payload)
+                return
+        elif type(event) is Served:
+            event = event.push
+        member.steps += 1
+        member.slots[0] = payload
+        self._handle(address, member, event)
+
+    def _apply(self, effect: ef.Apply, source: ev.Address) -> None:
+        member = self.member(source)
+        assert member is not None
+        host: ShardHost = member.host
+        counters: ServerCounters = member.counters
+        host.trace.write(effect.record)
+        counters.applied(effect.push.worker, effect.record.staleness)
+        if counters.first_update_s is None:
+            counters.first_update_s = self.now
+        update = member.slots[0]
+        if update is not None:
+            size = self.job.layout.parameters_size
+            host.apply(effect, update[self.job.ranges[source[1]].slice], update[size:])
+
+    def _log(self, effect: ef.Log, source: ev.Address) -> None:
+        member = self.member(source)
+        assert member is not None
+        member.host.trace.write(effect.record)
+        if effect.record.kind == trace.DROPPED:
+            member.counters.dropped += effect.record.samples
+
+    def _send_parameters(self, effect: ef.SendParameters, source: ev.Address) -> None:
+        payload = None
+        shard = source[1]
+        if self.real:
+            payload = self.parameters[self.job.ranges[shard].slice].clone()
+            if shard == 0 and self.job.layout.buffers_size:
+                payload = torch.cat([payload, self.parameters[self.job.layout.parameters_size :]])
+        message = ev.ShardPulled(shard, effect.seq, effect.read, effect.clock)
+        self.send(source, ("worker", effect.worker), message, payload)
+
+    def _save_snapshot(self, effect: ef.SaveSnapshot, source: ev.Address) -> None:
+        member = self.member(source)
+        assert member is not None
+        state = {"version": effect.version, "ledger": effect.ledger}
+        file, error = ("", 0, ""), ""
+        try:
+            file = self.store.write(effect.step, source[1], member.host.snapshot(), state)
+        except StorageError as failure:
+            error = str(failure)
+        written = ev.SnapshotWritten(effect.step, effect.version, effect.samples, file, error)
+        self.later(0.0, source, written, member.incarnation)
+
+    def _nothing(self, effect: ef.Effect, source: ev.Address) -> None:
+        """Pulls pass through the server's machine here, so its clock need not be published."""
+
+    # --- the run ------------------------------------------------------------------------------
+
+    def _commit(self, effect: ef.CommitCheckpoint, source: ev.Address) -> None:
+        try:
+            self.store.commit(effect.step, effect.files, effect.state)
+        except StorageError as failure:
+            self.observer.decided(f"checkpoint {effect.step} is given up", str(failure))
+            return
+        samples: Any = effect.state["samples"]
+        self.observer.emit(
+            "checkpoint",
+            step=effect.step,
+            samples=min(samples),
+            seconds=0.0,
+            bytes=sum(size for _, size, _ in effect.files),
+            path=f"checkpoints/{effect.step}",
+        )
+
+    def _refresh(self) -> None:
+        for number, member in enumerate(self.workers):
+            if member is not None:
+                report = member.counters.report()
+                self.statistics.worker_report(number, member.incarnation, report)
+        for number, member in enumerate(self.servers):
+            if member is not None:
+                member.counters.consumed = member.machine.ledger.consumed
+                report = member.counters.report()
+                self.statistics.server_report(number, member.incarnation, report)
+
+    def _report(self) -> None:
+        self._refresh()
+        fields = self.statistics.progress(self.now, self.job.method.learning_rate)
+        self.observer.emit("progress", **fields)
+
+    def _epoch_ended(self, effect: ef.EpochEnded, source: ev.Address) -> None:
+        self._refresh()
+        number = effect.epoch + 1
+        loss = self.statistics.epoch_loss(effect.epoch)
+        self.observer.emit("epoch", epoch=number, samples=self.statistics.consumed, loss=loss)
+        every = self.job.config.evaluation.every_epochs
+        if every and number % every == 0 and self.real:
+            self._evaluate(number, final=False)
+
+    def _evaluate(self, epoch: int, *, final: bool) -> dict[str, float]:
+        if self.job.test is None or not self.real:
+            return {}
+        size = self.job.layout.parameters_size
+        self.adapter.load(self.parameters[:size])
+        self.adapter.load_buffers(self.parameters[size:])
+        found = self.adapter.evaluate(self.job.test, self.job.config.evaluation.batch_size)
+        at = self.observer.now()
+        self.observer.emit(
+            "evaluate",
+            epoch=epoch,
+            samples=self.statistics.consumed,
+            at_s=at,
+            final=final,
+            **found,
+        )
+        return found
+
+    def _member_changed(self, effect: ef.MemberChanged, source: ev.Address) -> None:
+        self.statistics.member(effect.kind, effect.id, effect.incarnation, effect.state)
+        self.observer.emit("member", **effect._asdict())
+
+    def _decided(self, effect: ef.Decided, source: ev.Address) -> None:
+        self.observer.decided(effect.decision, effect.reason)
+
+    def _finish(self, effect: ef.Finished, source: ev.Address) -> None:
+        self.finished = effect
+
+    def _end(self, seconds: float) -> RunEnd:
+        assert self.finished is not None
+        for member in self.servers:
+            if member is not None and member.host is not None:
+                member.host.trace.close()
+        if self.finished.outcome == "done":
+            self.auditor.finished(self.job.config.epochs)
+        self._refresh()
+        self._report()
+        final = self._evaluate(self.job.config.epochs, final=True)
+        statistics = self.statistics
+        return RunEnd(
+            self.finished.outcome,
+            self.finished.reason,
+            self.parameters.clone(),
+            {
+                "seconds": seconds,
+                "first_update_s": statistics.first_update_s,
+                "digest": digest([self.parameters]),
+                "final": final,
+                "statistics": statistics,
+            },
+        )

@@ -1,0 +1,253 @@
+"""The simulator's world: virtual time, the members that live in it, and what befalls them.
+
+Theory of operation. A heap of (time, number, address, incarnation, event, payload) is all there is.
+Whoever wants something to happen puts it in; the loop takes out the earliest and hands it to the
+member at that address, if one is there, is up, and is not frozen. An incarnation of -1 reaches
+whichever process is at the address, as a message does; any other reaches that one process alone, as
+its own timers do. Nothing is delivered to a process that is still starting: in a real run its
+socket would not be there yet.
+"""
+
+from __future__ import annotations
+
+import heapq
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple, Protocol
+
+import torch
+
+from tardygrad.engines.base import Job
+from tardygrad.engines.network import Fate, Sampler
+from tardygrad.engines.shard_host import TraceSink
+from tardygrad.protocol import effects as ef
+from tardygrad.protocol import events as ev
+from tardygrad.protocol.invariants import Auditor
+from tardygrad.protocol.trace import Record
+
+ANYONE = -1
+"""For whichever incarnation is at the address."""
+
+
+class Crash(NamedTuple):
+    """The fault plan kills a member."""
+
+
+class Served(NamedTuple):
+    """A server has come to this push, after those before it."""
+
+    push: ev.Push
+
+
+Anything = ev.Event | Crash | Served
+
+
+class Watcher(Protocol):
+    """Who looks on: tests, and whoever wants to see a history event by event."""
+
+    def record(self, shard: int, record: Record) -> None:
+        """A shard wrote a record in its trace."""
+        ...
+
+    def handled(
+        self, now: float, address: ev.Address, machine: Any, event: Any, effects: list[ef.Effect]
+    ) -> None:
+        """A machine has handled an event; its effects have not been carried out yet."""
+        ...
+
+
+class WatchedTrace:
+    """Feeds every record to the auditor, then to the file and to the watcher if there are any."""
+
+    def __init__(
+        self, auditor: Auditor, shard: int, sink: TraceSink | None, watcher: Watcher | None
+    ) -> None:
+        self._auditor, self._shard, self._sink, self._watcher = auditor, shard, sink, watcher
+
+    def write(self, record: Record) -> None:
+        """Check the record and keep it."""
+        self._auditor.feed(self._shard, record)
+        if self._sink is not None:
+            self._sink.write(record)
+        if self._watcher is not None:
+            self._watcher.record(self._shard, record)
+
+    def close(self) -> None:
+        """No more records."""
+        if self._sink is not None:
+            self._sink.close()
+
+
+class Member:
+    """A simulated process: its machine and what its engine would keep for it."""
+
+    __slots__ = ("alive", "born", "busy_until", "counters", "deferred", "frozen_until", "host",
+                 "incarnation", "machine", "parts", "pull", "pulled_at", "slots", "started",
+                 "steps")  # fmt: skip
+
+    def __init__(self, machine: Any, incarnation: int, born: float) -> None:
+        self.machine = machine
+        self.incarnation = incarnation
+        self.alive = True
+        self.born = born
+        self.started = False
+        self.busy_until = born
+        self.frozen_until = 0.0
+        self.deferred: list[tuple[Anything, Any]] = []
+        self.host: Any = None
+        self.counters: Any = None
+        self.steps = 0
+        self.slots: dict[int, torch.Tensor | None] = {}
+        self.pull: ef.Pull | None = None
+        self.pulled_at = 0.0
+        self.parts: dict[int, tuple[ev.ShardPulled, torch.Tensor | None]] = {}
+
+
+class World(ABC):
+    """Time, members and faults; the interpreter of effects is built on top of it."""
+
+    def __init__(self, job: Job) -> None:
+        config, seed = job.config, job.config.seed
+        sim = config.simulation
+        self.now = 0.0
+        self.fate = Fate(sim, seed)
+        self.network = Sampler(sim.network, [seed, 1])
+        self.control = Sampler(sim.control, [seed, 2])
+        self.apply_time = Sampler(sim.apply, [seed, 3])
+        self.compute = [Sampler(sim.compute_of(w), [seed, 4, w]) for w in range(config.workers)]
+        self.workers: list[Member | None] = [None] * config.workers
+        self.servers: list[Member | None] = [None] * len(job.ranges)
+        self.heap: list[tuple[float, int, ev.Address, int, Anything, Any]] = []
+        self._number = 0
+        for fault in self.fate.crashes:
+            self.later(fault.at_s, _address(fault.target), Crash())
+
+    # --- what the interpreter defines ---------------------------------------------------------
+
+    @abstractmethod
+    def to_scheduler(self, event: Any) -> None:
+        """An event has reached the scheduler."""
+
+    @abstractmethod
+    def to_worker(self, address: ev.Address, member: Member, event: Any, payload: Any) -> None:
+        """An event has reached a worker that is up."""
+
+    @abstractmethod
+    def to_server(self, address: ev.Address, member: Member, event: Any, payload: Any) -> None:
+        """An event has reached a server that is up."""
+
+    @abstractmethod
+    def tick(self) -> None:
+        """The clock ticks."""
+
+    # --- time ---------------------------------------------------------------------------------
+
+    def later(
+        self, delay: float, to: ev.Address, event: Anything, incarnation: int = ANYONE,
+        payload: Any = None,
+    ) -> None:  # fmt: skip
+        """Deliver ``event`` after ``delay`` virtual seconds."""
+        self._number = number = self._number + 1
+        heapq.heappush(self.heap, (self.now + delay, number, to, incarnation, event, payload))
+
+    def step(self) -> None:
+        """Deliver the earliest event."""
+        self.now, _, address, incarnation, event, payload = heapq.heappop(self.heap)
+        self.deliver(address, incarnation, event, payload)
+
+    def member(self, address: ev.Address) -> Member | None:
+        """Who is at a worker's or server's address."""
+        kind, index = address
+        return self.workers[index] if kind == "worker" else self.servers[index]
+
+    def deliver(self, address: ev.Address, incarnation: int, event: Anything, payload: Any) -> None:
+        """Hand the event to whoever is at the address."""
+        kind = address[0]
+        if kind == "worker":
+            member = self.workers[address[1]]
+        elif kind == "server":
+            member = self.servers[address[1]]
+        elif kind == "scheduler":
+            self.to_scheduler(event)
+            return
+        else:
+            self.tick()
+            return
+        if member is None or not member.alive:
+            return
+        if incarnation != ANYONE and incarnation != member.incarnation:
+            return
+        if not member.started:
+            if type(event) is ev.Started:
+                member.started = True
+            elif type(event) is not Crash:
+                return
+        if type(event) is Crash:
+            self._crash(address, member)
+        elif self.fate.hangs and self.frozen(address, member):
+            member.deferred.append((event, payload))
+        elif kind == "worker":
+            self.to_worker(address, member, event, payload)
+        else:
+            self.to_server(address, member, event, payload)
+
+    def send(
+        self, source: ev.Address, to: ev.Address, message: ev.Event, payload: Any = None
+    ) -> None:
+        """Put a message on its way; fate decides when, how often and whether it arrives."""
+        tensors = to[0] != "scheduler" and source[0] != "scheduler"
+        delay = self.network() if tensors else self.control()
+        if self.fate.quiet:
+            self._number = number = self._number + 1
+            heapq.heappush(self.heap, (self.now + delay, number, to, ANYONE, message, payload))
+            return
+        for after in self.fate.deliveries(source, to, delay, self.now):
+            self.later(after, to, message, ANYONE, payload)
+
+    # --- signs of life, freezing, death -------------------------------------------------------
+
+    def everybody(self) -> list[tuple[ev.Address, Member]]:
+        """All processes that are up."""
+        return [
+            ((kind, index), member)
+            for kind, members in (("server", self.servers), ("worker", self.workers))
+            for index, member in enumerate(members)
+            if member is not None and member.alive and member.started
+        ]
+
+    def beat(self) -> None:
+        """Every process that runs sends a sign of life."""
+        for address, member in self.everybody():
+            if self.frozen(address, member):
+                continue
+            beat = ev.Heartbeat(*address, member.incarnation, member.steps)
+            if self.fate.quiet:
+                self.to_scheduler(beat)
+            else:
+                self.send(address, ev.SCHEDULER, beat)
+
+    def frozen(self, address: ev.Address, member: Member) -> bool:
+        """Whether the process is stopped; what waited for it is delivered when it goes on."""
+        if not self.fate.hangs:
+            return False
+        if not member.frozen_until:
+            # A freeze meets the process that is there when it begins, not its successor.
+            member.frozen_until = self.fate.freeze(address, member.born, self.now)
+        if member.frozen_until > self.now:
+            return True
+        if member.frozen_until:
+            member.frozen_until = 0.0
+            deferred, member.deferred = member.deferred, []
+            for event, payload in deferred:
+                self.deliver(address, member.incarnation, event, payload)
+        return False
+
+    def _crash(self, address: ev.Address, member: Member) -> None:
+        member.alive = False
+        report = ev.WorkerDied if address[0] == "worker" else ev.ServerDied
+        died = report(address[1], member.incarnation, "killed by the fault plan", fatal=False)
+        self.later(self.control(), ev.SCHEDULER, died)
+
+
+def _address(target: str | None) -> ev.Address:
+    kind, _, index = (target or "").partition("-")
+    return (kind, int(index))

@@ -1,0 +1,266 @@
+"""A server's process: interprets the server machine's effects over shared memory.
+
+It looks at every slot's stamp, handles what is new in the order in which each worker published it,
+and sleeps when there is nothing. Snapshots are copied at once and written by a thread, so that
+updates go on meanwhile.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import zmq
+
+from tardygrad.engines.base import Job, Snapshot
+from tardygrad.engines.child import Link, ask_for_short_slices, live
+from tardygrad.engines.shard_host import ShardHost, TraceFile
+from tardygrad.engines.shared_memory import Answer, Bell, Ringer, arena_of, fence
+from tardygrad.engines.statistics import ServerCounters
+from tardygrad.engines.stores import DirectoryStore
+from tardygrad.errors import StorageError
+from tardygrad.protocol import effects as ef
+from tardygrad.protocol import events as ev
+from tardygrad.protocol import trace
+
+_IDLE_MS = 10
+_LISTEN_EVERY_S = 0.002
+_TORN_S = 0.2
+_NAP_S = 0.00005
+_NAP_MOST_S = 0.0005
+_NAP_FOR_S = 0.02
+
+
+def main(shard: int, incarnation: int, floor: int) -> int:
+    """Play a server until the run ends; returns the exit status."""
+
+    def life(link: Link, job: Job, directory: Path) -> None:
+        ask_for_short_slices()
+        counters = ServerCounters()
+        process = _ServerProcess(job, directory, link, counters, shard, incarnation, floor)
+        link.beat(job.config.failure.heartbeat_s, lambda: counters.updates, process.report)
+        process.run()
+
+    return live("server", shard, incarnation, life)
+
+
+class _ServerProcess:
+    def __init__(
+        self, job: Job, directory: Path, link: Link, counters: ServerCounters, shard: int,
+        incarnation: int, floor: int,
+    ) -> None:  # fmt: skip
+        self.job, self.link, self.counters, self.shard = job, link, counters, shard
+        self.incarnation = incarnation
+        self.arena = arena_of(
+            directory, job.layout, job.ranges, job.config.workers, job.method.in_flight
+        )
+        self.bell = Bell(directory, f"server-{shard}")
+        self.ringer = Ringer(directory)
+        assert job.run_directory is not None and job.trace_directory is not None
+        self.store = DirectoryStore(job.run_directory, job.layout.fingerprint())
+        self.where = job.ranges[shard].slice
+        self.buffers_at = job.layout.parameters_size
+        snapshot = self.store.newest(shard) if incarnation > 0 else None
+        self.machine = job.server(shard, incarnation, floor, snapshot)
+        counters.consumed = self.machine.ledger.consumed
+        self.trace = TraceFile(
+            job.trace_directory / f"shard-{shard:03d}.trace", shard, len(job.ranges)
+        )
+        self.host = self._host(snapshot)
+        g = self.arena.geometry
+        self.slots = [(w, s) for w in range(g.workers) for s in range(g.slots)]
+        updates = {at: self.arena.update(*at) for at in self.slots}
+        self.updates = {
+            at: (update[self.where], update[self.buffers_at :]) for at, update in updates.items()
+        }
+        self.stamp_words = [g.slot(*at) // 8 for at in self.slots]
+        self.seen = [0] * len(self.slots)
+        self.current: tuple[int, int] = (0, 0)
+        self.stamp = 0
+        self.busy_at = time.monotonic()
+        self.interval = 0.0
+        self.unreadable: dict[tuple[int, int], float] = {}
+        self.writer = ThreadPoolExecutor(max_workers=1)
+        self.written: deque[ev.Event] = deque()
+        self.listened = self.ticked = 0.0
+        self.poller = zmq.Poller()
+        self.poller.register(link.socket, zmq.POLLIN)
+        self.poller.register(self.bell.fileno(), zmq.POLLIN)
+        self.actions: dict[type, Callable[[Any], None]] = {
+            ef.Send: self._send,
+            ef.Apply: self._apply,
+            ef.Log: self._log,
+            ef.PublishClock: self._publish_clock,
+            ef.SaveSnapshot: self._save_snapshot,
+        }
+
+    def _host(self, snapshot: Snapshot | None) -> ShardHost:
+        """Put the shard's state into shared memory, whatever a predecessor left there."""
+        job, arena, shard = self.job, self.arena, self.shard
+        copy = arena.begin_write(shard)
+        initial = job.initial
+        if arena.geometry.copies > 1:
+            # Several copies: the shard itself lives here, where the processor's cache keeps it.
+            initial = job.initial.clone()
+        else:
+            arena.copies[0][self.where].copy_(initial[self.where])
+            if shard == 0:
+                arena.copies[0][self.buffers_at :].copy_(initial[self.buffers_at :])
+            initial = arena.copies[0]
+        buffers = initial[self.buffers_at :] if shard == 0 else None
+        host = ShardHost(job.method, initial[self.where], buffers, self.trace)
+        if snapshot is not None:
+            host.restore(snapshot.tensors)
+        self.targets = [(c[self.where], c[self.buffers_at :]) for c in arena.copies]
+        if arena.geometry.copies > 1:
+            parameters, mean = self.targets[copy]
+            parameters.copy_(host.parameters)
+            if host.buffers is not None and mean.numel():
+                mean.copy_(host.buffers)
+        arena.publish_clock(shard, 0)
+        arena.end_write(shard, copy, self.incarnation, self.machine.version)
+        return host
+
+    def report(self) -> dict[str, Any]:
+        """The newest counts."""
+        self.counters.consumed = self.machine.ledger.consumed
+        return self.counters.report()
+
+    def run(self) -> None:
+        """Serve until the process is ended."""
+        self._handle(ev.Started())
+        while True:
+            busy = self._serve_pushes()
+            now = time.monotonic()
+            if busy:
+                self.interval = 0.9 * self.interval + 0.1 * (now - self.busy_at)
+                self.busy_at = now
+            self._listen(now)
+            if not busy:
+                self._sleep()
+
+    def _listen(self, now: float) -> None:
+        if now - self.listened < _LISTEN_EVERY_S:
+            return
+        self.listened = now
+        for message in self.link.receive():
+            self._handle(message)
+        while self.written:
+            self._handle(self.written.popleft())
+        if now - self.ticked >= self.job.tick_s:
+            self.ticked = now
+            self._handle(ev.Tick())
+
+    def _serve_pushes(self) -> bool:
+        words, seen = self.arena.words, self.seen
+        new = [
+            (self.slots[i][0], words[at], i)
+            for i, at in enumerate(self.stamp_words)
+            if words[at] != seen[i]
+        ]
+        if not new:
+            return False
+        served = False
+        # In the order in which each worker published them.
+        for worker, stamp, i in sorted(new):
+            at = self.slots[i]
+            push = self.arena.descriptor(worker, at[1], stamp)
+            if push is None and not self._is_torn(i, stamp):
+                continue
+            self.seen[i] = stamp
+            self.current, self.stamp = at, stamp
+            served = True
+            if push is not None:
+                self._handle(push)
+            else:
+                answer = Answer(stamp, ev.REFUSED, 0, "its worker died while publishing it")
+                self.arena.answer(worker, at[1], self.shard, answer)
+        return served
+
+    def _is_torn(self, i: int, stamp: int) -> bool:
+        # Being rewritten takes microseconds; what stays unreadable was left so by a dead worker.
+        first = self.unreadable.setdefault((i, stamp), time.monotonic())
+        return time.monotonic() - first > _TORN_S
+
+    def _sleep(self) -> None:
+        # While pushes come in, short naps: to be woken costs the worker more than naps cost here.
+        if time.monotonic() - self.busy_at < _NAP_FOR_S:
+            time.sleep(min(max(0.3 * self.interval, _NAP_S), _NAP_MOST_S))
+            return
+        self.arena.set_sleeping(self.shard, True)
+        fence()
+        words = self.arena.words
+        if all(words[at] == n for at, n in zip(self.stamp_words, self.seen, strict=True)):
+            for source, _ in self.poller.poll(_IDLE_MS):
+                if source == self.bell.fileno():
+                    self.bell.hush()
+        self.arena.set_sleeping(self.shard, False)
+
+    def _handle(self, event: ev.Event) -> None:
+        actions = self.actions
+        for effect in self.machine.handle(event, time.monotonic()):
+            actions[type(effect)](effect)
+
+    # --- effects ------------------------------------------------------------------------------
+
+    def _send(self, effect: ef.Send) -> None:
+        message = effect.message
+        if type(message) is not ev.Acked:
+            self.link.send(message)
+            return
+        worker, slot = self.current
+        answer = Answer(self.stamp, message.outcome, message.next, message.reason)
+        self.arena.answer(worker, slot, self.shard, answer)
+        if self.arena.worker_sleeps(worker):
+            self.ringer.ring(f"worker-{worker}")
+
+    def _apply(self, effect: ef.Apply) -> None:
+        self.trace.write(effect.record)
+        update = self.updates[self.current]
+        arena, shard, host = self.arena, self.shard, self.host
+        if arena.geometry.copies == 1:
+            copy = arena.begin_write(shard)
+            host.apply(effect, *update)
+        else:
+            copy = arena.begin_write(shard)
+            parameters, buffers = self.targets[copy]
+            host.apply(effect, *update, out=parameters)
+            if host.buffers is not None and buffers.numel():
+                buffers.copy_(host.buffers)
+        arena.end_write(shard, copy, self.incarnation, effect.record.version)
+        counters = self.counters
+        counters.applied(effect.push.worker, effect.record.staleness)
+        if counters.first_update_s is None:
+            counters.first_update_s = time.monotonic()
+
+    def _log(self, effect: ef.Log) -> None:
+        self.trace.write(effect.record)
+        if effect.record.kind == trace.DROPPED:
+            self.counters.dropped += effect.record.samples
+
+    def _publish_clock(self, effect: ef.PublishClock) -> None:
+        self.arena.publish_clock(self.shard, effect.clock)
+        for worker in range(self.arena.geometry.workers):
+            if self.arena.worker_sleeps(worker):
+                self.ringer.ring(f"worker-{worker}")
+
+    def _save_snapshot(self, effect: ef.SaveSnapshot) -> None:
+        tensors = self.host.snapshot()
+        state = {"version": effect.version, "ledger": effect.ledger}
+
+        def write() -> None:
+            file, error = ("", 0, ""), ""
+            try:
+                self.trace.sync()
+                file = self.store.write(effect.step, self.shard, tensors, state)
+            except (StorageError, OSError) as failure:
+                error = str(failure)
+            written = ev.SnapshotWritten(effect.step, effect.version, effect.samples, file, error)
+            self.written.append(written)
+            Ringer(self.bell.directory).ring(f"server-{self.shard}")
+
+        self.writer.submit(write)

@@ -1,0 +1,199 @@
+"""A shard's tensors and trace, in whatever process its server lives.
+
+The server machine decides; this host does: it books a record in the trace, applies the update
+through the method's server rule, keeps each worker's newest buffers (shard 0 alone: BatchNorm
+statistics ride with its pushes and are averaged over the workers), and gives and takes snapshots.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from tardygrad.errors import StorageError
+from tardygrad.methods.base import Method
+from tardygrad.protocol.effects import Apply
+from tardygrad.protocol.trace import Encoder, Record, decode_file, file_header, record_size
+
+
+class TraceSink(Protocol):
+    """Where records go."""
+
+    def write(self, record: Record) -> None:
+        """Keep the record; it survives this process once the call returns."""
+        ...
+
+    def close(self) -> None:
+        """No more records."""
+        ...
+
+
+class TraceFile:
+    """Appends records to one shard's trace file, one system call each.
+
+    What has reached the operating system survives the death of this process, which is what a
+    trace is for. It is forced to the disk with every snapshot.
+    """
+
+    def __init__(self, path: Path, shard: int, shards: int) -> None:
+        self._path = path
+        self._encoder = Encoder(shards)
+        try:
+            self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            size = os.fstat(self._file).st_size
+            header = file_header(shard, shards)
+            if size < len(header):
+                os.ftruncate(self._file, 0)
+                os.write(self._file, header)
+            else:
+                # A predecessor that died while it wrote may have left part of a record, and a
+                # machine that lost power one of the right size that was never written.
+                record = record_size(shards)
+                whole = size - (size - len(header)) % record
+                last = os.pread(self._file, record, whole - record) if whole > len(header) else b""
+                torn = len(header) + len(last) - decode_file(header + last, path.name)[3]
+                os.ftruncate(self._file, whole - torn)
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def _failure(self, error: OSError) -> StorageError:
+        return StorageError(
+            f"cannot write the trace {self._path}: {error.strerror}; without it nothing proves "
+            "that each sample counted once, so the run stops (free some space, then resume it)"
+        )
+
+    def write(self, record: Record) -> None:
+        """Append the record.
+
+        Raises:
+            StorageError: the disk is full or the file cannot be written.
+        """
+        data = self._encoder.encode(record)
+        try:
+            if os.write(self._file, data) != len(data):
+                raise OSError(28, "No space left on device")
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def sync(self) -> None:
+        """Force what was written to the disk."""
+        os.fsync(self._file)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._file)
+
+
+class BufferTable:
+    """Each worker's newest floating buffers, and their mean."""
+
+    def __init__(self, initial: torch.Tensor) -> None:
+        self._initial = initial.clone()
+        self._rows: dict[int, torch.Tensor] = {}
+
+    def put(self, worker: int, values: torch.Tensor) -> None:
+        """Take in a worker's newest buffers (float32 ``[buffers_size]``)."""
+        row = self._rows.get(worker)
+        if row is None:
+            self._rows[worker] = values.clone()
+        else:
+            row.copy_(values)
+
+    def mean(self) -> torch.Tensor:
+        """The mean over the workers that have pushed; the initial values before that."""
+        if not self._rows:
+            return self._initial
+        rows = [self._rows[worker] for worker in sorted(self._rows)]
+        # The mean of one is itself, to the bit.
+        return rows[0] if len(rows) == 1 else torch.stack(rows).mean(dim=0)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Copies, for a snapshot."""
+        state = {f"buffers.{worker}": row.clone() for worker, row in self._rows.items()}
+        return {**state, "initial_buffers": self._initial.clone()}
+
+    def load_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Take up what :meth:`state` returned."""
+        self._initial = state["initial_buffers"].clone()
+        self._rows = {
+            int(key.partition(".")[2]): value.clone()
+            for key, value in state.items()
+            if key.startswith("buffers.")
+        }
+
+
+class ShardHost:
+    """One shard's tensors.
+
+    Args:
+        method: builds the server rule.
+        parameters: float32 ``[size]``, changed in place; already holds the initial values.
+        buffers: float32 ``[buffers_size]`` where the averaged buffers are kept (shard 0), or None.
+        trace: where records go.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        parameters: torch.Tensor,
+        buffers: torch.Tensor | None,
+        trace: TraceSink,
+    ) -> None:
+        self.rule = method.server_rule(parameters)
+        self.trace = trace
+        self.buffers = buffers
+        self._table = None
+        if buffers is not None and buffers.numel():
+            self._table = BufferTable(buffers)
+
+    @property
+    def parameters(self) -> torch.Tensor:
+        """The shard as it is now, float32 ``[size]``."""
+        return self.rule.parameters
+
+    def apply(
+        self,
+        effect: Apply,
+        update: torch.Tensor,
+        buffers: torch.Tensor | None,
+        out: torch.Tensor | None = None,
+    ) -> None:
+        """Apply an update (float32 ``[size]``) and take in the pusher's buffers.
+
+        With ``out`` the new parameters are left there, otherwise they change in place.
+        """
+        self.rule.apply(update, effect.scale, effect.consumed, out)
+        if self._table is not None and buffers is not None and self.buffers is not None:
+            self._table.put(effect.push.worker, buffers)
+            self.buffers.copy_(self._table.mean())
+
+    def snapshot(self) -> dict[str, torch.Tensor]:
+        """Copies of everything that a restored shard needs."""
+        tensors = {"parameters": self.parameters.clone()}
+        tensors |= {f"rule.{key}": value for key, value in self.rule.state().items()}
+        if self._table is not None:
+            tensors |= self._table.state()
+        return tensors
+
+    def restore(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Take up what :meth:`snapshot` returned."""
+        self.parameters.copy_(tensors["parameters"])
+        prefix = "rule."
+        self.rule.load_state(
+            {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        )
+        if self._table is not None and self.buffers is not None:
+            self._table.load_state(tensors)
+            self.buffers.copy_(self._table.mean())
+
+
+def digest(parts: list[torch.Tensor]) -> str:
+    """sha256 over float32 tensors, hexadecimal: equal digests mean equal bits."""
+    hasher = hashlib.sha256()
+    for part in parts:
+        hasher.update(part.detach().contiguous().numpy().tobytes())
+    return hasher.hexdigest()

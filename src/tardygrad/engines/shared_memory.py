@@ -1,0 +1,473 @@
+"""The data path on one host: shards, push slots and answers in one piece of shared memory.
+
+Theory of operation. One file in the runtime directory is mapped by every process::
+
+    shard headers | copies of: parameters, then averaged buffers | readers' pins |
+    for each worker: flag, slots, answers
+
+*Pull*: the reader pins the newest copy, checks that copy's sequence number (even: nobody writes
+it), copies out, and checks the number again (a sequence lock: no read is torn). A writer makes the
+number of a copy that nobody has pinned odd, writes, makes it even, and says that this is the
+newest. With one copy more than readers and writer can hold, nobody ever waits. Large models have a
+single copy, which is changed in place: there a writer waits for the readers, who hold it for a
+memory copy, and readers for the writer; one that died holds nobody up for long.
+
+*Push*: a worker computes straight into a slot, writes the slot's descriptor, and last its *stamp*,
+a number that only grows. Servers look for stamps that they have not seen, and answer by writing the
+same stamp behind their outcome. A slot is used again only when every server has answered.
+
+*Bells* wake a process that sleeps; a sleeper says so in a flag, so that nobody rings in vain. All
+waiting has a time limit: a lost ring costs milliseconds, never a run.
+
+The order of writes is what makes this correct. x86 keeps the order of stores; ``fence`` adds the
+barriers that other processors need.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import socket
+import struct
+import threading
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from tardygrad.errors import StorageError
+from tardygrad.layout import KeyRange, Layout
+from tardygrad.protocol import events as ev
+
+_LINE = 64
+_NEWEST, _CLOCK, _SLEEPING = range(3)
+_SEQUENCE, _INCARNATION, _VERSION = range(3)
+_COPIES_LIMIT = 32 << 20
+_READER_PATIENCE_S = 0.25
+_SPIN = 50
+
+_OUTCOMES = (ev.APPLIED, ev.DUPLICATE, ev.DROPPED, ev.AGAIN, ev.REFUSED, ev.GAP)
+_CODES = {name: code for code, name in enumerate(_OUTCOMES)}
+_REASON_BYTES = 88
+
+_lock = threading.Lock()
+
+
+def fence() -> None:
+    """A memory barrier: what was written before is seen before what is written after."""
+    with _lock:
+        pass
+    with _lock:
+        pass
+
+
+class Bell:
+    """Wakes a sleeping process of the same run: a datagram socket with a name."""
+
+    def __init__(self, directory: Path, name: str) -> None:
+        self.directory = directory
+        self._path = directory / f"bell-{name}"
+        with contextlib.suppress(FileNotFoundError):
+            self._path.unlink()
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.setblocking(False)
+        self._socket.bind(str(self._path))
+
+    def fileno(self) -> int:
+        """For polling: readable after a ring."""
+        return self._socket.fileno()
+
+    def hush(self) -> None:
+        """Forget all rings so far."""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self._socket.recv(16)
+
+    def close(self) -> None:
+        """Nobody can ring any more."""
+        self._socket.close()
+
+
+class Ringer:
+    """Rings other processes' bells; one that is not there is not waited for."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.setblocking(False)
+
+    def ring(self, name: str) -> None:
+        """Wake the process, if it is there and asleep."""
+        with contextlib.suppress(OSError):
+            self._socket.sendto(b"!", str(self._directory / f"bell-{name}"))
+
+    def close(self) -> None:
+        """Ring no more."""
+        self._socket.close()
+
+
+class Answer(NamedTuple):
+    """A server's answer to the stamp of a slot."""
+
+    stamp: int
+    outcome: str
+    next: int
+    reason: str
+
+
+def _round_up(size: int) -> int:
+    return -(-size // _LINE) * _LINE
+
+
+class Geometry:
+    """Where everything lies, computed alike by every process."""
+
+    def __init__(self, layout: Layout, shards: int, workers: int, slots: int) -> None:
+        self.layout_size = layout.size
+        self.shards, self.workers, self.slots = shards, workers, slots
+        self.descriptor = struct.Struct(f"<Q{10}Q{2 * shards}Q")
+        self.answer = struct.Struct(f"<QQQB{_REASON_BYTES - 1}p")
+        # The evaluator reads too: it is the last reader.
+        self.readers = workers + 1
+        self.copy_size = _round_up(4 * layout.size)
+        fits = self.copy_size * (self.readers + 2) <= _COPIES_LIMIT
+        self.copies = self.readers + 2 if fits else 1
+        self.header_size = _LINE * (1 + self.copies)
+        self.parameters = shards * self.header_size
+        self.reader_size = _round_up(8 * shards)
+        self.readers_at = self.parameters + self.copies * self.copy_size
+        self.workers_at = self.readers_at + self.readers * self.reader_size
+        self.flags_size = _LINE
+        self.descriptor_size = _round_up(8 + self.descriptor.size)
+        self.answer_size = _round_up(self.answer.size)
+        self.update_size = _round_up(4 * layout.size)
+        self.slot_size = self.descriptor_size + shards * self.answer_size + self.update_size
+        self.worker_size = self.flags_size + slots * self.slot_size
+        self.total = self.workers_at + workers * self.worker_size
+
+    def header(self, shard: int) -> int:
+        """Offset of a shard's header: a line for the shard, then one for each copy."""
+        return shard * self.header_size
+
+    def reader(self, reader: int) -> int:
+        """Offset of a reader's pins, one word a shard: the pinned copy plus one, or 0."""
+        return self.readers_at + reader * self.reader_size
+
+    def worker(self, worker: int) -> int:
+        """Offset of a worker's area: its flags come first."""
+        return self.workers_at + worker * self.worker_size
+
+    def slot(self, worker: int, slot: int) -> int:
+        """Offset of a slot: stamp and descriptor, answers, update."""
+        return self.worker(worker) + self.flags_size + slot * self.slot_size
+
+    def answer_at(self, worker: int, slot: int, shard: int) -> int:
+        """Offset of a server's answer to a slot."""
+        return self.slot(worker, slot) + self.descriptor_size + shard * self.answer_size
+
+    def update(self, worker: int, slot: int) -> int:
+        """Offset of a slot's update."""
+        return self.slot(worker, slot) + self.slot_size - self.update_size
+
+
+class Arena:
+    """The mapped memory, with typed access to its parts."""
+
+    FILE = "arena"
+
+    def __init__(self, path: Path, geometry: Geometry, *, create: bool = False) -> None:
+        self.geometry = geometry
+        self._map = _map_file(path, geometry.total, create=create)
+        self._words = np.frombuffer(self._map, dtype=np.int64)
+        self._view = memoryview(self._map).cast("B")
+        # Single words are read and written through this: one machine word, one access.
+        self.words = memoryview(self._map).cast("B").cast("q")
+        g = geometry
+        self.copies = [
+            self._floats(g.parameters + i * g.copy_size, g.layout_size) for i in range(g.copies)
+        ]
+
+    def _floats(self, offset: int, count: int) -> torch.Tensor:
+        # numpy keeps the mapping alive for as long as the tensor lives.
+        return torch.from_numpy(
+            np.frombuffer(self._map, dtype=np.float32, count=count, offset=offset)
+        )
+
+    def update(self, worker: int, slot: int) -> torch.Tensor:
+        """A slot's update: float32 ``[layout.size]``."""
+        return self._floats(self.geometry.update(worker, slot), self.geometry.layout_size)
+
+    def header(self, shard: int) -> int:
+        """Index of the first word of a shard's header."""
+        return self.geometry.header(shard) // 8
+
+    def _copy(self, shard: int, copy: int) -> int:
+        """Index of the first word of a copy's line in a shard's header."""
+        return (self.geometry.header(shard) + _LINE * (1 + copy)) // 8
+
+    # --- pulls --------------------------------------------------------------------------------
+
+    def clock(self, shard: int) -> int:
+        """The slowest member's clock that the shard's server has published."""
+        return self.words[self.header(shard) + _CLOCK]
+
+    def publish_clock(self, shard: int, clock: int) -> None:
+        """Publish the slowest member's clock."""
+        self.words[self.header(shard) + _CLOCK] = clock
+
+    def sleeps(self, shard: int) -> bool:
+        """Whether the shard's server sleeps."""
+        return self.words[self.header(shard) + _SLEEPING] != 0
+
+    def set_sleeping(self, shard: int, sleeping: bool) -> None:
+        """Say that this server sleeps, or does no longer."""
+        self.words[self.header(shard) + _SLEEPING] = int(sleeping)
+
+    def worker_sleeps(self, worker: int) -> bool:
+        """Whether the worker sleeps."""
+        return self.words[self.geometry.worker(worker) // 8] != 0
+
+    def set_worker_sleeping(self, worker: int, sleeping: bool) -> None:
+        """Say that this worker sleeps, or does no longer."""
+        self.words[self.geometry.worker(worker) // 8] = int(sleeping)
+
+    def pin(self, shard: int, reader: int) -> tuple[int, ev.Read] | None:
+        """Hold the newest of several copies as it is, until the reader's next pin or read.
+
+        Returns:
+            The copy's number and its (incarnation, version), or None if it cannot be had now.
+        """
+        words = self.words
+        head = self.header(shard)
+        pin = self.geometry.reader(reader) // 8 + shard
+        for _ in range(_SPIN):
+            copy = words[head + _NEWEST]
+            at = self._copy(shard, copy)
+            words[pin] = copy + 1
+            fence()
+            if not words[at + _SEQUENCE] & 1:
+                return copy, (words[at + _INCARNATION], words[at + _VERSION])
+            words[pin] = 0
+            os.sched_yield()
+        return None
+
+    def read(
+        self,
+        shard: int,
+        parts: list[tuple[torch.Tensor, list[torch.Tensor]]],
+        reader: int,
+        patience_s: float,
+    ) -> ev.Read | None:
+        """Copy parts of a shard, untorn.
+
+        Args:
+            shard: whose parameters (or buffers) are read.
+            parts: ``(target, sources)``: the same part of each copy, of the target's shape.
+            reader: the worker that reads; the number of workers stands for the evaluator.
+            patience_s: seconds to try.
+
+        Returns:
+            The (incarnation, version) that was copied, or None if a writer was always at it.
+        """
+        words = self.words
+        head = self.header(shard)
+        pin = self.geometry.reader(reader) // 8 + shard
+        deadline = 0.0
+        tries = 0
+        while True:
+            copy = words[head + _NEWEST]
+            at = self._copy(shard, copy)
+            words[pin] = copy + 1
+            fence()
+            before = words[at + _SEQUENCE]
+            if not before & 1:
+                read = words[at + _INCARNATION], words[at + _VERSION]
+                for target, sources in parts:
+                    target.copy_(sources[copy])
+                fence()
+                if words[at + _SEQUENCE] == before:
+                    words[pin] = 0
+                    return read
+            words[pin] = 0
+            tries += 1
+            if tries < _SPIN:
+                os.sched_yield()
+                continue
+            now = time.monotonic()
+            deadline = deadline or now + patience_s
+            if now > deadline:
+                return None
+            time.sleep(0.0002)
+
+    def _pinned(self, shard: int, copy: int) -> int | None:
+        """Index of a pin on the copy, or None."""
+        g, words = self.geometry, self.words
+        for reader in range(g.readers):
+            pin = g.reader(reader) // 8 + shard
+            if words[pin] == copy + 1:
+                return pin
+        return None
+
+    def begin_write(self, shard: int) -> int:
+        """Take a copy to write: one that nobody reads. Its sequence number becomes odd."""
+        words = self.words
+        if self.geometry.copies == 1:
+            at = self._copy(shard, 0)
+            words[at + _SEQUENCE] |= 1
+            fence()
+            self._await_readers(shard)
+            return 0
+        newest = words[self.header(shard) + _NEWEST]
+        while True:
+            for copy in range(self.geometry.copies):
+                if copy == newest:
+                    continue
+                at = self._copy(shard, copy)
+                before = words[at + _SEQUENCE]
+                words[at + _SEQUENCE] = before | 1
+                fence()
+                if self._pinned(shard, copy) is None:
+                    return copy
+                # Nothing was written: whoever has pinned it may go on.
+                words[at + _SEQUENCE] = before
+
+    def _await_readers(self, shard: int) -> None:
+        deadline = 0.0
+        while (pin := self._pinned(shard, 0)) is not None:
+            # A reader copies for microseconds; one that is still there after that has died or was
+            # frozen, and its read will not pass the check.
+            now = time.monotonic()
+            deadline = deadline or now + _READER_PATIENCE_S
+            if now > deadline:
+                self.words[pin] = 0
+            os.sched_yield()
+
+    def end_write(self, shard: int, copy: int, incarnation: int, version: int) -> None:
+        """Publish the copy as the newest, as ``version``; its sequence number becomes even."""
+        words, at = self.words, self._copy(shard, copy)
+        words[at + _INCARNATION] = incarnation
+        words[at + _VERSION] = version
+        fence()
+        words[at + _SEQUENCE] = (words[at + _SEQUENCE] | 1) + 1
+        words[self.header(shard) + _NEWEST] = copy
+
+    def newest(self, shard: int) -> torch.Tensor:
+        """The newest copy, for a shard that nobody writes any more."""
+        return self.copies[self.words[self.header(shard) + _NEWEST]]
+
+    # --- pushes -------------------------------------------------------------------------------
+
+    def stamp(self, worker: int, slot: int) -> int:
+        """The stamp of the slot's newest publication; 0 before the first."""
+        return self.words[self.geometry.slot(worker, slot) // 8]
+
+    def publish(self, slot: int, stamp: int, push: ev.Push) -> None:
+        """Write a push's descriptor, then its stamp: from then on servers see it."""
+        at = self.geometry.slot(push.worker, slot)
+        reads = [n for read in push.reads for n in read]
+        self.geometry.descriptor.pack_into(
+            self._view, at + 8, push.lineage, push.session, push.seq, push.fence, push.epoch,
+            push.fragment, push.first, push.stop, push.samples, push.clock, stamp, *reads,
+        )  # fmt: skip
+        fence()
+        self.words[at // 8] = stamp
+
+    def descriptor(self, worker: int, slot: int, stamp: int) -> ev.Push | None:
+        """The push that was published under ``stamp``, or None if it is being rewritten."""
+        at = self.geometry.slot(worker, slot)
+        values = self.geometry.descriptor.unpack_from(self._view, at + 8)
+        fence()
+        if values[10] != stamp or self.words[at // 8] != stamp:
+            return None
+        reads = tuple(zip(values[11::2], values[12::2], strict=True))
+        return ev.Push._make((values[0], worker, *values[1:10], reads))
+
+    def answer(self, worker: int, slot: int, shard: int, answer: Answer) -> None:
+        """Answer a stamp; the stamp is written last."""
+        at = self.geometry.answer_at(worker, slot, shard)
+        reason = answer.reason.encode()[: _REASON_BYTES - 2]
+        self.geometry.answer.pack_into(
+            self._view, at, self.words[at // 8], answer.stamp, answer.next,
+            _CODES[answer.outcome], reason,
+        )  # fmt: skip
+        fence()
+        self.words[at // 8] = answer.stamp
+
+    def answered(self, worker: int, slot: int, shard: int) -> int:
+        """The newest stamp of the slot that the shard has answered."""
+        return self.words[self.geometry.answer_at(worker, slot, shard) // 8]
+
+    def read_answer(self, worker: int, slot: int, shard: int) -> Answer:
+        """The shard's newest answer to the slot."""
+        at = self.geometry.answer_at(worker, slot, shard)
+        fence()
+        _, stamp, standing, code, reason = self.geometry.answer.unpack_from(self._view, at)
+        return Answer(stamp, _OUTCOMES[code], standing, reason.decode(errors="replace"))
+
+
+def _map_file(path: Path, size: int, *, create: bool) -> mmap.mmap:
+    flags = os.O_RDWR | (os.O_CREAT | os.O_EXCL if create else 0)
+    try:
+        descriptor = os.open(path, flags | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StorageError(f"cannot open shared memory {path}: {error.strerror}") from error
+    try:
+        if create:
+            # Reserve it now: memory that runs out later would end processes without a word.
+            os.posix_fallocate(descriptor, 0, size)
+        return mmap.mmap(descriptor, size)
+    except OSError as error:
+        room = os.statvfs(path.parent)
+        free = room.f_bavail * room.f_frsize
+        raise StorageError(
+            f"not enough shared memory in {path.parent}: the run needs {size / 2**20:.0f} MiB, "
+            f"{free / 2**20:.0f} MiB are free; use fewer workers or a smaller model, or enlarge it "
+            "(mount -o remount,size=..., or --shm-size for a container)"
+        ) from error
+    finally:
+        os.close(descriptor)
+
+
+def arena_of(
+    directory: Path, layout: Layout, ranges: tuple[KeyRange, ...], workers: int, in_flight: int,
+    *, create: bool = False,
+) -> Arena:  # fmt: skip
+    """The run's arena; one slot more than pushes may be in flight, to compute into."""
+    geometry = Geometry(layout, len(ranges), workers, in_flight + 1)
+    return Arena(directory / Arena.FILE, geometry, create=create)
+
+
+def share(path: Path, tensors: tuple[torch.Tensor, ...]) -> list[dict[str, object]]:
+    """Write tensors into a file of shared memory; returns what :func:`shared` needs."""
+    size = sum(_round_up(t.numel() * t.element_size()) for t in tensors)
+    mapping = _map_file(path, max(size, _LINE), create=True)
+    entries: list[dict[str, object]] = []
+    offset = 0
+    for tensor in tensors:
+        raw = tensor.contiguous().reshape(-1).view(torch.uint8)
+        target = torch.from_numpy(
+            np.frombuffer(mapping, dtype=np.uint8, count=raw.numel(), offset=offset)
+        )
+        target.copy_(raw)
+        entries.append({"offset": offset, "shape": list(tensor.shape), "dtype": str(tensor.dtype)})
+        offset += _round_up(raw.numel())
+    return entries
+
+
+def shared(path: Path, entries: list[dict[str, object]]) -> tuple[torch.Tensor, ...]:
+    """The tensors that :func:`share` wrote, without a copy. Nobody may write to them."""
+    with path.open("rb") as file:
+        # Private and writable, because torch warns of tensors over memory that cannot be written.
+        protection = mmap.PROT_READ | mmap.PROT_WRITE
+        mapping = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=protection)
+    found = []
+    for entry in entries:
+        dtype = getattr(torch, str(entry["dtype"]).removeprefix("torch."))
+        shape = [int(n) for n in entry["shape"]]  # type: ignore[attr-defined]  # a list of numbers
+        count = int(np.prod(shape)) * torch.empty(0, dtype=dtype).element_size()
+        raw = np.frombuffer(mapping, dtype=np.uint8, count=count, offset=int(str(entry["offset"])))
+        found.append(torch.from_numpy(raw).view(dtype).view(shape))
+    return tuple(found)

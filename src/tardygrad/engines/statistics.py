@@ -1,0 +1,239 @@
+"""What workers and servers count about themselves, and what a run makes of it.
+
+Reports are cumulative over the life of their process, so one that is lost costs nothing, and one
+that comes late is recognised. ``RunStatistics`` turns them into the ``progress`` and ``run_end``
+events of metrics.jsonl.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tardygrad.metrics.summary import merge, summarise
+
+Histogram = dict[int, int]
+
+
+class WorkerCounters:
+    """One worker process's counts. Times in seconds, traffic in bytes."""
+
+    def __init__(self) -> None:
+        self.batches = 0
+        self.samples = 0
+        self.computing_s = 0.0
+        self.waiting_s = 0.0
+        self.communicating_s = 0.0
+        self.pulled_bytes = 0
+        self.pushed_bytes = 0
+        self.losses: dict[int, list[float]] = {}
+
+    def computed(self, epoch: int, samples: int, batches: int, loss: float, seconds: float) -> None:
+        """Count one computed range of batches; ``loss`` is its mean."""
+        self.batches += batches
+        self.samples += samples
+        self.computing_s += seconds
+        entry = self.losses.setdefault(epoch, [0.0, 0.0])
+        entry[0] += loss * batches
+        entry[1] += batches
+        if len(self.losses) > 4:
+            del self.losses[min(self.losses)]
+
+    def report(self) -> dict[str, Any]:
+        """Plain data; called from the thread that sends signs of life."""
+        return {**vars(self), "losses": [[e, *pair] for e, pair in list(self.losses.items())]}
+
+
+class ServerCounters:
+    """One server process's counts."""
+
+    def __init__(self) -> None:
+        self.consumed = 0
+        self.updates = 0
+        self.dropped = 0
+        self.first_update_s: float | None = None
+        self.staleness: dict[int, Histogram] = {}
+
+    def applied(self, worker: int, staleness: int) -> None:
+        """Count one applied update."""
+        self.updates += 1
+        histogram = self.staleness.get(worker)
+        if histogram is None:
+            histogram = self.staleness[worker] = {}
+        histogram[staleness] = histogram.get(staleness, 0) + 1
+
+    def report(self) -> dict[str, Any]:
+        """Plain data."""
+        pairs = [[w, list(h.items())] for w, h in list(self.staleness.items())]
+        return {**vars(self), "staleness": pairs}
+
+
+class _Worker:
+    def __init__(self) -> None:
+        self.incarnation = 0
+        self.state = "starting"
+        self.restarts = 0
+        self.now: dict[str, Any] = {}
+        self.past: dict[str, float] = {}
+        self.samples_before = 0.0
+
+    def total(self, key: str) -> float:
+        return float(self.past.get(key, 0.0) + self.now.get(key, 0.0))
+
+
+_SUMS = (
+    "batches", "samples", "computing_s", "waiting_s", "communicating_s", "pulled_bytes",
+    "pushed_bytes",
+)  # fmt: skip
+
+
+class RunStatistics:
+    """Everything countable about a run, from the newest reports."""
+
+    def __init__(self, workers: int, shards: int, samples_per_epoch: int) -> None:
+        self._workers = [_Worker() for _ in range(workers)]
+        self._servers: list[dict[int, dict[str, Any]]] = [{} for _ in range(shards)]
+        self._samples_per_epoch = samples_per_epoch
+        self._losses: dict[tuple[int, int, int], tuple[float, float]] = {}
+        self._loss_before = (0.0, 0.0)
+        self._consumed_before = 0
+        self._time_before = 0.0
+        self.start_consumed = 0
+
+    # --- taking in ----------------------------------------------------------------------------
+
+    def member(self, kind: str, member: int, incarnation: int, state: str) -> None:
+        """A worker or server changed its state."""
+        if kind != "worker":
+            return
+        entry = self._workers[member]
+        if incarnation > entry.incarnation:
+            for key in _SUMS:
+                entry.past[key] = entry.total(key)
+            entry.now = {}
+            entry.restarts += state == "started" and entry.state != "left"
+            entry.incarnation = incarnation
+        shown = {"started": "restarting" if entry.restarts else "starting", "ready": "training"}
+        entry.state = {**shown, "died": "dead", "suspected": "dead", "left": "done"}.get(
+            state, state
+        )
+
+    def begin(self, incarnation: int, consumed: int, now: float) -> None:
+        """A run begins, or is resumed with ``consumed`` samples: nobody counts as restarted."""
+        self.start_consumed = self._consumed_before = consumed
+        self._time_before = now
+        for entry in self._workers:
+            entry.incarnation = incarnation
+
+    def waiting(self, worker: int, waits: bool) -> None:
+        """Whether a live worker has nothing to do just now."""
+        entry = self._workers[worker]
+        if entry.state in ("training", "waiting"):
+            entry.state = "waiting" if waits else "training"
+
+    def worker_report(self, worker: int, incarnation: int, report: dict[str, Any]) -> None:
+        """The newest counts of a worker."""
+        entry = self._workers[worker]
+        if incarnation != entry.incarnation:
+            return
+        if entry.now and report["batches"] < entry.now["batches"]:
+            return
+        entry.now = report
+        for epoch, total, count in report["losses"]:
+            self._losses[(int(epoch), worker, incarnation)] = (total, count)
+
+    def server_report(self, shard: int, incarnation: int, report: dict[str, Any]) -> None:
+        """The newest counts of a server."""
+        self._servers[shard][incarnation] = report
+
+    # --- giving out ---------------------------------------------------------------------------
+
+    @property
+    def consumed(self) -> int:
+        """Samples booked on every shard."""
+        newest = [s[max(s)]["consumed"] if s else self.start_consumed for s in self._servers]
+        return int(min(newest))
+
+    @property
+    def first_update_s(self) -> float | None:
+        """When the first update was applied, on the engine's clock."""
+        times = [
+            r["first_update_s"]
+            for s in self._servers
+            for r in s.values()
+            if r["first_update_s"] is not None
+        ]
+        return min(times, default=None)
+
+    def histograms(self) -> list[Histogram]:
+        """Each worker's applied updates by staleness, over all shards and incarnations."""
+        found: list[list[Histogram]] = [[] for _ in self._workers]
+        for server in self._servers:
+            for report in server.values():
+                for worker, pairs in report["staleness"]:
+                    found[worker].append({int(k): int(n) for k, n in pairs})
+        return [dict(merge(f)) for f in found]
+
+    def epoch_loss(self, epoch: int) -> float | None:
+        """Mean training loss over the batches of an epoch (counted from 0)."""
+        found = [v for (e, _, _), v in self._losses.items() if e == epoch]
+        count = sum(n for _, n in found)
+        return sum(s for s, _ in found) / count if count else None
+
+    def totals(self, key: str) -> float:
+        """The sum of one count over all workers."""
+        return sum(w.total(key) for w in self._workers)
+
+    def progress(self, now: float, learning_rate: Callable[[int], float]) -> dict[str, Any]:
+        """The fields of a ``progress`` event, and the beginning of the next interval."""
+        seconds = max(now - self._time_before, 1e-9)
+        consumed = self.consumed
+        totals = [sum(v[i] for v in self._losses.values()) for i in (0, 1)]
+        batches = totals[1] - self._loss_before[1]
+        loss = (totals[0] - self._loss_before[0]) / batches if batches > 0 else None
+        fields: dict[str, Any] = {
+            "epoch": consumed / self._samples_per_epoch,
+            "samples": consumed,
+            "samples_per_s": max(consumed - self._consumed_before, 0) / seconds,
+            "loss": loss,
+            "learning_rate": learning_rate(consumed),
+            "staleness": self.staleness(),
+            "workers": self.workers(seconds),
+        }
+        self._loss_before = (totals[0], totals[1])
+        self._consumed_before, self._time_before = consumed, now
+        return fields
+
+    def staleness(self) -> dict[str, float]:
+        """Mean, p50, p99 and maximum over all workers."""
+        return dict(summarise(dict(merge(self.histograms()))).as_dict())
+
+    def workers(self, seconds: float) -> list[dict[str, Any]]:
+        """One entry for each worker slot."""
+        rows = []
+        histograms = self.histograms()
+        for number, entry in enumerate(self._workers):
+            samples = entry.total("samples")
+            rows.append(
+                {
+                    "worker": number,
+                    "incarnation": entry.incarnation,
+                    "state": entry.state,
+                    "samples": int(samples),
+                    "samples_per_s": max(samples - entry.samples_before, 0.0) / seconds,
+                    "staleness": dict(summarise(histograms[number]).as_dict()),
+                    "computing_s": entry.total("computing_s"),
+                    "waiting_s": entry.total("waiting_s"),
+                    "communicating_s": entry.total("communicating_s"),
+                    "restarts": entry.restarts,
+                }
+            )
+            entry.samples_before = samples
+        return rows
+
+    def staleness_histogram(self) -> dict[str, dict[str, int]]:
+        """All histograms, with texts as keys, for JSON."""
+        return {
+            str(worker): {str(k): n for k, n in sorted(histogram.items())}
+            for worker, histogram in enumerate(self.histograms())
+        }

@@ -1,0 +1,81 @@
+"""A worker's model, data and method rule, in whatever process it lives.
+
+The worker machine decides what to train; this host does it: it finds the samples of each batch,
+seeds its randomness, and lets the method's worker rule turn them into an update. A batch's seed
+depends on the run's seed and the batch alone, so a batch that is done again is done the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from tardygrad.data.fragments import FragmentPlan, Permutations
+from tardygrad.data.sources import Source
+from tardygrad.methods.base import Method, Outcome, Step, WorkerRule
+from tardygrad.models.base import ModelAdapter
+from tardygrad.protocol.effects import Compute
+
+_MASK = (1 << 64) - 1
+
+
+def batch_seed(seed: int, position: int) -> int:
+    """A seed of 63 bits for the batch at ``position`` (splitmix64, Steele et al., OOPSLA 2014)."""
+    z = (seed * 0x9E3779B97F4A7C15 + (position + 1) * 0xD1B54A32D192ED03) & _MASK
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
+    return (z ^ (z >> 31)) >> 1
+
+
+class WorkerHost:
+    """One worker's tensors.
+
+    ``update`` vectors are float32 ``[layout.size]``: the update first, then the buffers.
+    """
+
+    def __init__(
+        self, method: Method, adapter: ModelAdapter, source: Source, plan: FragmentPlan
+    ) -> None:
+        self.adapter = adapter
+        self.rule: WorkerRule = method.worker_rule(adapter)
+        self._source = source
+        self._plan = plan
+        self._permutations = Permutations(plan)
+        self._parameters_size = adapter.layout.parameters_size
+        self._buffers_size = adapter.layout.buffers_size
+
+    def pull_target(self, *, fresh: bool) -> torch.Tensor:
+        """Where pulled parameters go: float32 ``[parameters_size]``."""
+        return self.rule.target(fresh=fresh)
+
+    def pulled(self, *, fresh: bool, buffers: torch.Tensor | None) -> None:
+        """Parameters are in the target; ``buffers`` come with the first pull of a session."""
+        self.rule.pulled(fresh=fresh)
+        if fresh and buffers is not None and self._buffers_size:
+            self.adapter.load_buffers(buffers)
+
+    def borrow(self, parameters: torch.Tensor, *, buffers: torch.Tensor | None) -> bool:
+        """Compute with ``parameters`` themselves, if the method and the model can; else False."""
+        if not self.rule.borrows or not self.adapter.borrow(parameters):
+            return False
+        if buffers is not None and self._buffers_size:
+            self.adapter.load_buffers(buffers)
+        return True
+
+    def compute(self, effect: Compute, update: torch.Tensor) -> Outcome:
+        """Train the batches of ``effect`` and fill ``update``."""
+        outcome = self.rule.compute(self._steps(effect), update[: self._parameters_size])
+        if self._buffers_size:
+            buffers = update[self._parameters_size :]
+            buffers.zero_()  # the gaps between them are part of the run's digest
+            self.adapter.read_buffers(buffers)
+        return outcome
+
+    def _steps(self, effect: Compute) -> Iterator[Step]:
+        lease, plan = effect.lease, self._plan
+        for batch in range(effect.first, effect.stop):
+            position = plan.position(lease.epoch, lease.fragment, batch)
+            indices = self._permutations.indices(lease.epoch, lease.fragment, batch)
+            tensors = self._source.batch(indices)
+            yield Step(tensors, batch_seed(plan.seed, position), position)

@@ -1,0 +1,275 @@
+"""A worker's process: interprets the worker machine's effects over shared memory.
+
+One thread does everything but the signs of life. It computes straight into a push slot, so that a
+push is one pass over the gradient, and looks for answers and messages between two exchanges.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import zmq
+
+from tardygrad.engines.base import Job
+from tardygrad.engines.child import REPORT, Link, live, open_source
+from tardygrad.engines.shared_memory import Arena, Bell, Ringer, arena_of
+from tardygrad.engines.statistics import WorkerCounters
+from tardygrad.engines.worker_host import WorkerHost, batch_seed
+from tardygrad.protocol import effects as ef
+from tardygrad.protocol import events as ev
+
+_IDLE_MS = 10
+_LISTEN_EVERY_S = 0.002
+_READ_PATIENCE_S = 0.05
+
+
+def main(worker: int, incarnation: int) -> int:
+    """Play a worker until it may leave; returns the exit status."""
+    os.environ["TARDYGRAD_WORKER"] = str(worker)
+
+    def life(link: Link, job: Job, directory: Path) -> None:
+        counters = WorkerCounters()
+        link.beat(job.config.failure.heartbeat_s, lambda: counters.batches, counters.report)
+        # torch is seeded for every batch; what draws from numpy must at least differ by worker.
+        np.random.seed(batch_seed(job.config.seed, (incarnation << 16) + worker) & 0xFFFFFFFF)
+        # A worker that cannot even begin would fail the same way again.
+        link.starting = True
+        source = open_source(job, directory, "train")
+        host = WorkerHost(job.method, job.build_adapter(), source, job.plan)
+        link.starting = False
+        _WorkerProcess(job, directory, link, host, counters, worker, incarnation).run()
+        link.send_data(REPORT, counters.report())
+
+    return live("worker", worker, incarnation, life)
+
+
+class _Slot:
+    __slots__ = ("seq", "stamp", "update", "waiting")
+
+    def __init__(self, update: torch.Tensor, stamp: int) -> None:
+        self.update = update
+        self.stamp = stamp
+        self.seq = 0
+        self.waiting: list[int] = []
+
+
+class _WorkerProcess:
+    def __init__(
+        self, job: Job, directory: Path, link: Link, host: WorkerHost, counters: WorkerCounters,
+        worker: int, incarnation: int,
+    ) -> None:  # fmt: skip
+        self.job, self.link, self.host, self.counters = job, link, host, counters
+        self.worker = worker
+        self.machine = job.worker(worker, incarnation)
+        in_flight = self.machine.settings.in_flight
+        self.arena: Arena = arena_of(
+            directory, job.layout, job.ranges, job.config.workers, job.method.in_flight
+        )
+        self.bell = Bell(directory, f"worker-{worker}")
+        self.ringer = Ringer(directory)
+        self.shards = range(len(job.ranges))
+        self.buffers = torch.empty(job.layout.buffers_size)
+        self.parts: dict[bool, list[list[tuple[torch.Tensor, list[torch.Tensor]]]]] = {}
+        self.names = [f"server-{s}" for s in range(len(job.ranges))]
+        size = job.layout.parameters_size
+        self.lent = [(c[:size], c[size:]) for c in self.arena.copies]
+        # A shard of its own is whole in every copy: the model can compute with it in place.
+        self.borrows = (
+            len(job.ranges) == 1
+            and self.arena.geometry.copies > 1
+            and host.borrow(self.lent[0][0], buffers=None)
+        )
+        self.slots = [
+            _Slot(self.arena.update(worker, i), self.arena.stamp(worker, i))
+            for i in range(in_flight + 1)
+        ]
+        self.next_stamp = 1 + max(
+            self.arena.stamp(worker, i) for i in range(self.arena.geometry.slots)
+        )
+        self.used: dict[int, int] = {}
+        self.free = list(range(len(self.slots)))
+        self.pull: ef.Pull | None = None
+        self.pulled_seq = 0
+        self.events: deque[ev.Event] = deque()
+        self.gone = False
+        self.listened = 0.0
+        self.ticked = 0.0
+        self.bytes = 4 * job.layout.size
+        self.poller = zmq.Poller()
+        self.poller.register(link.socket, zmq.POLLIN)
+        self.poller.register(self.bell.fileno(), zmq.POLLIN)
+        self.actions: dict[type, Callable[[Any], None]] = {
+            ef.Send: lambda e: self.link.send(e.message),
+            ef.Pull: self._pull,
+            ef.Compute: self._compute,
+            ef.Publish: self._publish,
+            ef.Release: self._release,
+            ef.Leave: self._leave,
+        }
+
+    def run(self) -> None:
+        """Work until the machine leaves."""
+        self._wait_for_predecessor()
+        self._handle(ev.Started())
+        while not self.gone:
+            if self.pull is not None:
+                self._try_pull()
+            self._collect()
+            if self.events:
+                self._handle(self.events.popleft())
+            elif not self.gone:
+                self._wait()
+
+    def _wait_for_predecessor(self) -> None:
+        # What a dead predecessor published must be answered before its slots are written again.
+        g = self.arena.geometry
+        for slot in range(g.slots):
+            stamp = self.arena.stamp(self.worker, slot)
+            for shard in range(g.shards):
+                while stamp and self.arena.answered(self.worker, slot, shard) != stamp:
+                    self.ringer.ring(self.names[shard])
+                    time.sleep(0.002)
+
+    def _handle(self, event: ev.Event) -> None:
+        actions = self.actions
+        for effect in self.machine.handle(event, time.monotonic()):
+            actions[type(effect)](effect)
+
+    # --- what comes in ------------------------------------------------------------------------
+
+    def _collect(self) -> None:
+        for index in self.used.values():
+            slot = self.slots[index]
+            if slot.waiting:
+                self._collect_answers(index, slot)
+        now = time.monotonic()
+        if now - self.listened >= _LISTEN_EVERY_S:
+            self.listened = now
+            self.events.extend(self.link.receive())
+            if now - self.ticked >= self.job.tick_s:
+                self.ticked = now
+                self.events.append(ev.Tick())
+
+    def _collect_answers(self, index: int, slot: _Slot) -> None:
+        for shard in slot.waiting:
+            if self.arena.answered(self.worker, index, shard) == slot.stamp:
+                slot.waiting = [s for s in slot.waiting if s != shard]
+                answer = self.arena.read_answer(self.worker, index, shard)
+                self.events.append(
+                    ev.Acked(
+                        shard, self.machine.session, slot.seq, answer.outcome, answer.next,
+                        answer.reason,
+                    )
+                )  # fmt: skip
+
+    def _wait(self) -> None:
+        began = time.monotonic()
+        self.arena.set_worker_sleeping(self.worker, True)
+        # Whatever came while the flag was being set rang no bell.
+        self.listened = 0.0
+        self._collect()
+        if not self.events and not self._may_read():
+            for source, _ in self.poller.poll(_IDLE_MS):
+                if source == self.bell.fileno():
+                    self.bell.hush()
+                self.listened = 0.0
+        self.arena.set_worker_sleeping(self.worker, False)
+        self.counters.waiting_s += time.monotonic() - began
+
+    # --- effects ------------------------------------------------------------------------------
+
+    def _pull(self, effect: ef.Pull) -> None:
+        # Asked again because its report still waits in the queue: it is done all the same.
+        if effect.seq != self.pulled_seq:
+            self.pull = effect
+
+    def _may_read(self) -> bool:
+        if self.pull is None:
+            return False
+        need = self.pull.need
+        return need < 0 or all(self.arena.clock(s) >= need for s in self.shards)
+
+    def _try_pull(self) -> None:
+        pull = self.pull
+        if pull is None or not self._may_read():
+            return
+        began = time.monotonic()
+        # Read before the parameters: a clock that is too old only makes the worker more patient.
+        clock = 0 if pull.need < 0 else min(self.arena.clock(s) for s in self.shards)
+        reads: list[ev.Read] = []
+        if self.borrows:
+            pinned = self.arena.pin(0, self.worker)
+            if pinned is None:
+                return
+            self._borrow(pinned[0], fresh=pull.fresh)
+            self._pulled(pull, (pinned[1],), clock, began)
+            return
+        for shard, parts in enumerate(self._parts(fresh=pull.fresh)):
+            read = self.arena.read(shard, parts, self.worker, _READ_PATIENCE_S)
+            if read is None:
+                return
+            reads.append(read)
+        self.host.pulled(fresh=pull.fresh, buffers=self.buffers)
+        self._pulled(pull, tuple(reads), clock, began)
+
+    def _pulled(self, pull: ef.Pull, reads: tuple[ev.Read, ...], clock: int, began: float) -> None:
+        self.pull, self.pulled_seq = None, pull.seq
+        self.counters.communicating_s += time.monotonic() - began
+        self.counters.pulled_bytes += self.bytes
+        self.events.append(ev.Pulled(pull.seq, reads, clock))
+
+    def _borrow(self, copy: int, *, fresh: bool) -> None:
+        parameters, buffers = self.lent[copy]
+        self.host.borrow(parameters, buffers=buffers if fresh else None)
+
+    def _parts(self, *, fresh: bool) -> list[list[tuple[torch.Tensor, list[torch.Tensor]]]]:
+        """For each shard what to copy from shared memory where; views are made once."""
+        if fresh not in self.parts:
+            target = self.host.pull_target(fresh=fresh)
+            copies = self.arena.copies
+            self.parts[fresh] = [
+                [(target[r.slice], [c[r.slice] for c in copies])] for r in self.job.ranges
+            ]
+            if fresh and self.buffers.numel():
+                size = self.job.layout.parameters_size
+                self.parts[fresh][0].append((self.buffers, [c[size:] for c in copies]))
+        return self.parts[fresh]
+
+    def _compute(self, effect: ef.Compute) -> None:
+        index = self.free.pop()
+        self.used[effect.seq] = index
+        slot = self.slots[index]
+        slot.seq, slot.waiting = effect.seq, []
+        began = time.monotonic()
+        outcome = self.host.compute(effect, slot.update)
+        seconds = time.monotonic() - began
+        samples = self.job.plan.samples_in(effect.lease.fragment, effect.first, effect.stop)
+        self.counters.computed(effect.lease.epoch, samples, outcome.batches, outcome.loss, seconds)
+        self.events.append(ev.Computed(effect.seq, samples))
+
+    def _publish(self, effect: ef.Publish) -> None:
+        began = time.monotonic()
+        index = self.used[effect.push.seq]
+        slot = self.slots[index]
+        slot.stamp = self.next_stamp
+        self.next_stamp += 1
+        slot.waiting = sorted({*slot.waiting, *effect.shards})
+        self.arena.publish(index, slot.stamp, effect.push)
+        for shard in effect.shards:
+            if self.arena.sleeps(shard):
+                self.ringer.ring(self.names[shard])
+        self.counters.pushed_bytes += self.bytes
+        self.counters.communicating_s += time.monotonic() - began
+
+    def _release(self, effect: ef.Release) -> None:
+        self.free.append(self.used.pop(effect.seq))
+
+    def _leave(self, effect: ef.Leave) -> None:
+        self.gone = True

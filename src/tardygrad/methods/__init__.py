@@ -1,0 +1,62 @@
+"""The methods: one file each, found by its module name.
+
+A method file defines exactly one public subclass of ``Method``; its configuration name is the
+file's name. Nothing is registered anywhere: a new file is a new method, and the shared battery
+(``tardygrad.testing.check_method``) tests it without being told.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from typing import Any
+
+from tardygrad.errors import ConfigError, unknown
+from tardygrad.methods.base import Method
+
+_NOT_METHODS = {"base", "schedules"}
+
+
+def names() -> list[str]:
+    """Every method's name, sorted."""
+    found = (module.name for module in pkgutil.iter_modules(__path__))
+    return sorted(name for name in found if name not in _NOT_METHODS)
+
+
+def find(name: str) -> type[Method]:
+    """The class of the method ``name``.
+
+    Raises:
+        ConfigError: there is no such method; the message names the nearest one.
+    """
+    if name not in names():
+        raise ConfigError(f"method.name: {unknown('method', name, names())}")
+    module = importlib.import_module(f"{__name__}.{name}")
+    for value in vars(module).values():
+        if (
+            isinstance(value, type)
+            and issubclass(value, Method)
+            and value.__module__ == module.__name__
+        ):
+            return value
+    raise ConfigError(f"method.name: {module.__name__} defines no Method")
+
+
+def parse(document: Mapping[str, Any]) -> Method:
+    """A method from its configuration section, ``name`` included.
+
+    Raises:
+        ConfigError: an unknown method or key, or a value of the wrong kind.
+    """
+    return find(str(document.get("name"))).model_validate(dict(document))
+
+
+def __getattr__(name: str) -> Any:
+    """``tardygrad.methods.AsyncSGD``: every method's class by its own name."""
+    if not name.startswith("_") and name[:1].isupper():
+        for method in names():
+            found = find(method)
+            if found.__name__ == name:
+                return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

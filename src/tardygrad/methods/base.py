@@ -1,0 +1,141 @@
+"""What a method is: how workers make updates, how servers take them in, and who waits for whom.
+
+A method is a frozen configuration that builds two kinds of rule. A ``WorkerRule`` turns batches
+into an update of the flat vector; a ``ServerRule`` changes one shard by it. Both work on tensors
+that an engine hands them (memory of the process, shared memory, a received frame), so the same
+rule objects train for real, are simulated, and are replayed. Staleness policy, consistency and
+the number of pushes in flight are data that the protocol's machines read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Protocol
+
+from pydantic import Field
+
+from tardygrad.consistency import ASP, Consistency
+from tardygrad.sections import Document
+from tardygrad.staleness import Constant, StalenessPolicy
+
+if TYPE_CHECKING:
+    import torch
+
+    from tardygrad.models.base import ModelAdapter
+
+
+class Step(NamedTuple):
+    """One batch of a range: its tensors, the seed of its randomness, and its place in the run.
+
+    ``consumed`` is the number of samples that come before this batch in nominal order.
+    """
+
+    batch: tuple[torch.Tensor, ...]
+    seed: int
+    consumed: int
+
+
+class Outcome(NamedTuple):
+    """What computing a range gave: mean loss over its batches."""
+
+    loss: float
+    batches: int
+
+
+class WorkerRule(Protocol):
+    """What a worker does between two exchanges. One object serves one session after another."""
+
+    @property
+    def borrows(self) -> bool:
+        """Whether the model may compute with lent parameters: it never changes them itself."""
+        ...
+
+    def target(self, *, fresh: bool) -> torch.Tensor:
+        """Where a pull must be written: float32 ``[parameters_size]``, always the same memory."""
+        ...
+
+    def pulled(self, *, fresh: bool) -> None:
+        """The pull is written: merge it. ``fresh``: forget all local state first."""
+        ...
+
+    def compute(self, steps: Iterable[Step], out: torch.Tensor) -> Outcome:
+        """Train the steps and leave the update in ``out``, float32 ``[parameters_size]``."""
+        ...
+
+
+class ServerRule(Protocol):
+    """How one shard takes in an update. Not thread-safe: one writer."""
+
+    @property
+    def parameters(self) -> torch.Tensor:
+        """The shard as it is now, float32 ``[size]``."""
+        ...
+
+    def apply(
+        self,
+        update: torch.Tensor,
+        scale: float,
+        consumed: int,
+        out: torch.Tensor | None = None,
+    ) -> None:
+        """Change the shard by ``update`` (same shape), its learning rate times ``scale``.
+
+        ``consumed`` is the number of samples booked before this update. Without ``out`` the shard
+        changes in place. With it, the new parameters are left in ``out``, whose caller will not
+        change it before the next call; then no other tensor that was handed in may change.
+        """
+        ...
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Copies of the rule's tensors, for a snapshot."""
+        ...
+
+    def load_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Take up what :meth:`state` returned."""
+        ...
+
+
+class Method(Document):
+    """The settings that every method has; concrete methods add theirs and build the rules."""
+
+    where: ClassVar[str] = "method"
+
+    name: str
+    consistency: Consistency = Field(default_factory=ASP)
+    """Who may go on: ``asp``, or ``ssp`` with a ``bound``."""
+    staleness: StalenessPolicy = Field(default_factory=Constant)
+    """What a stale update is worth: constant, inverse, polynomial, delay_adaptive or cut_off."""
+    exchange_period: int = Field(default=1, ge=1)
+    """Batches that a worker trains between two exchanges (tau; H)."""
+    in_flight: int = Field(default=1, ge=0, le=8)
+    """Pushes that may be unanswered while the next range is computed; 0 waits for each answer."""
+
+    locality: ClassVar[Literal["element", "tensor", "global"]] = "element"
+    """Where the flat vector may be cut: anywhere, at tensor borders, or not at all."""
+
+    @property
+    def keeps_replica(self) -> bool:
+        """Whether anything of a worker's own state outlives a pull.
+
+        False promises that an update depends on the pulled parameters and its batches alone.
+        """
+        return True
+
+    def worker_rule(self, adapter: ModelAdapter) -> WorkerRule:
+        """The rule of one worker over its own model."""
+        raise TypeError(f"{type(self).__name__} does not define worker_rule")
+
+    def server_rule(self, parameters: torch.Tensor) -> ServerRule:
+        """The rule of one shard, over a tensor that it changes in place."""
+        raise TypeError(f"{type(self).__name__} does not define server_rule")
+
+    def serial_optimizer(self, parameters: list[torch.Tensor]) -> torch.optim.Optimizer | None:
+        """The optimizer whose plain loop one worker without staleness equals to the bit, if any.
+
+        The conformance battery holds the method to it.
+        """
+        return None
+
+    def learning_rate(self, consumed: int) -> float:
+        """The learning rate after ``consumed`` samples, for people who watch."""
+        raise TypeError(f"{type(self).__name__} does not define learning_rate")

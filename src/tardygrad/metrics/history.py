@@ -1,0 +1,213 @@
+"""A whole run in memory, as the series that pictures and tables need.
+
+Theory of operation.  ``History`` is told every event of ``metrics.jsonl`` in order and keeps only
+numbers, in compact arrays: a day of training is 170,000 progress events, of which whole
+dictionaries would not fit.
+
+A run that was resumed went back to its checkpoint: its time goes on, but its samples start again
+from there, and what it had said about later samples no longer counts.  So series against time
+show everything that happened; series against samples (``against_samples``), epochs and
+evaluations show what counts, the last word on each.  Counters of a worker that start again from
+zero are added up.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from array import array
+from collections.abc import Iterable, Mapping
+from typing import Any, Self, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tardygrad.metrics import sink, summary, wording
+
+Floats: TypeAlias = NDArray[np.float64]
+
+PROGRESS = ("time_s", "epoch", "samples", "samples_per_s", "loss", "learning_rate")
+STALENESS = ("mean", "p50", "p99", "max")
+COUNTERS = ("samples", "computing_s", "waiting_s", "communicating_s")
+
+
+def as_float(value: Any) -> float:
+    """A number as float, anything else as NaN."""
+    if isinstance(value, int | float):
+        return float(value)
+    return math.nan
+
+
+class Series:
+    """Columns of floats that grow by a row at a time."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        """Start empty, with these columns."""
+        self._columns = {name: array("d") for name in names}
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Append a row; what it lacks, or has no number for, is NaN."""
+        for name, column in self._columns.items():
+            column.append(as_float(row.get(name)))
+
+    def __getitem__(self, name: str) -> Floats:
+        """A column, ``float64 [rows]``."""
+        return np.array(self._columns[name], dtype=np.float64)
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(next(iter(self._columns.values())))
+
+
+class WorkerHistory:
+    """What one worker slot told: its counters over time, and its last row."""
+
+    def __init__(self) -> None:
+        """Start with nothing told."""
+        self._series = Series(("time_s", *COUNTERS))
+        self._last = dict.fromkeys(COUNTERS, 0.0)
+        self._base = dict.fromkeys(COUNTERS, 0.0)
+        self.row: Mapping[str, Any] = {}
+
+    def add(self, time_s: Any, row: Mapping[str, Any]) -> None:
+        """Take note of the worker's row in a progress event."""
+        self.row = dict(row)
+        totals: dict[str, Any] = {"time_s": time_s}
+        for name in COUNTERS:
+            value = as_float(row.get(name))
+            if math.isnan(value):
+                value = self._last[name]
+            if value < self._last[name]:  # a resumed run counts from zero again
+                self._base[name] += self._last[name]
+            self._last[name] = value
+            totals[name] = self._base[name] + value
+        self._series.add(totals)
+
+    def column(self, name: str) -> Floats:
+        """``time_s`` or a counter that never goes back, ``float64 [progress events]``."""
+        return self._series[name]
+
+    def total(self, name: str) -> float:
+        """A counter at the end."""
+        return self._base[name] + self._last[name]
+
+    def shares(self, edges: Floats) -> Floats:
+        """Parts of each stretch of time spent computing, waiting, communicating.
+
+        Args:
+            edges: Rising instants in seconds, ``[bins + 1]``.
+
+        Returns:
+            ``float64 [3, bins]``; each column sums to at most 1, and to less where the worker
+            was starting or dead.
+        """
+        time_s = self.column("time_s")
+        if len(time_s) == 0:
+            return np.zeros((3, len(edges) - 1))
+        spent = np.array([np.interp(edges, time_s, self.column(name)) for name in COUNTERS[1:]])
+        shares = np.diff(spent, axis=1) / np.diff(edges)
+        shares /= np.maximum(shares.sum(axis=0), 1.0)  # overlapping work may count twice
+        return np.asarray(shares, dtype=np.float64)
+
+
+class History:
+    """All that pictures and tables need of a run; ``add`` is the one mutator."""
+
+    def __init__(self) -> None:
+        """Start with no event."""
+        self.start: dict[str, Any] = {}
+        self.end: dict[str, Any] = {}
+        self.last_time_s = 0.0
+        self.progress = Series(PROGRESS)
+        self.staleness = Series(STALENESS)
+        self.workers: dict[int, WorkerHistory] = {}
+        self.members: list[dict[str, Any]] = []
+        self._epochs: dict[float, dict[str, Any]] = {}
+        self._evaluations: dict[float, dict[str, Any]] = {}
+        self._events = 0
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Self:
+        """The history in a ``metrics.jsonl``.
+
+        Raises:
+            StorageError, RunDirectoryError: as ``sink.read``.
+        """
+        history = cls()
+        for event in sink.read(path):
+            history.add(event)
+        return history
+
+    def __len__(self) -> int:
+        """Number of events told."""
+        return self._events
+
+    def add(self, event: Mapping[str, Any]) -> None:
+        """Take note of one event; kinds that are not known are passed over."""
+        self._events += 1
+        time_s = as_float(event.get("time_s"))
+        if not math.isnan(time_s):
+            self.last_time_s = max(self.last_time_s, time_s)
+        match event.get("event"):
+            case "run_start":
+                self.start = dict(event)
+                self.end = {}  # of an earlier incarnation
+            case "progress":
+                self._add_progress(event)
+            case "member":
+                self.members.append(dict(event))
+            case "epoch":
+                self._epochs[as_float(event.get("epoch"))] = dict(event)
+            case "evaluate":
+                self._evaluations[as_float(event.get("epoch"))] = dict(event)
+            case "run_end":
+                self.end = dict(event)
+
+    def _add_progress(self, event: Mapping[str, Any]) -> None:
+        self.progress.add(event)
+        self.staleness.add(event.get("staleness") or {})
+        for row in event.get("workers") or ():
+            worker = int(row.get("worker", 0))
+            self.workers.setdefault(worker, WorkerHistory()).add(event.get("time_s"), row)
+
+    @property
+    def epochs(self) -> list[dict[str, Any]]:
+        """The last word on each finished epoch, in order."""
+        return [event for _, event in sorted(self._epochs.items())]
+
+    @property
+    def evaluations(self) -> list[dict[str, Any]]:
+        """The last evaluation after each epoch, in order."""
+        return [event for _, event in sorted(self._evaluations.items())]
+
+    def metric_names(self) -> list[str]:
+        """The metrics of the evaluations other than the loss, in the order they appeared."""
+        return list(dict.fromkeys(n for event in self.evaluations for n in wording.metrics(event)))
+
+    def against_samples(self) -> NDArray[np.bool_]:
+        """Which progress rows still count when samples are the axis, ``bool [rows]``."""
+        samples = self.progress["samples"]
+        if len(samples) == 0:
+            return np.zeros(0, dtype=np.bool_)
+        later = np.append(np.fmin.accumulate(samples[::-1])[::-1][1:], np.inf)
+        return np.asarray(samples < later, dtype=np.bool_)
+
+    def member_times(self, kind: str, state: str) -> list[float]:
+        """When members of a kind ("worker", "server") entered a state, in seconds."""
+        return [
+            as_float(event.get("time_s"))
+            for event in self.members
+            if event.get("kind") == kind and event.get("state") == state
+        ]
+
+    def staleness_by_worker(self) -> dict[int, dict[int, int]]:
+        """Each worker's histogram, as the run's end told it; empty if the run has not ended."""
+        told = self.end.get("staleness_histogram") or {}
+        return {
+            int(worker): summary.from_json(histogram)
+            for worker, histogram in sorted(told.items(), key=lambda item: int(item[0]))
+        }
+
+    def staleness_histogram(self) -> dict[int, int]:
+        """The histogram of all workers' updates; empty if the run has not ended."""
+        return summary.merge(self.staleness_by_worker().values())

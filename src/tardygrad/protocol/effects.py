@@ -1,0 +1,193 @@
+"""Everything that a machine can ask of its engine.
+
+A machine never acts: it returns effects, and its engine carries them out in order. What an effect
+means is the same in every engine; how it is done (virtual time, shared memory, sockets) is not the
+machine's business.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, TypeAlias
+
+from tardygrad.protocol.events import Address, Event, Lease, Push, Read
+from tardygrad.protocol.trace import Record
+
+
+class Send(NamedTuple):
+    """Deliver a message to another machine."""
+
+    to: Address
+    message: Event
+
+
+# --- worker -----------------------------------------------------------------------------------
+
+
+class Pull(NamedTuple):
+    """Fetch all shards' parameters, each once its slowest member's clock has reached ``need``.
+
+    ``fresh``: the first pull of a session; the replica, buffers and all local state start anew.
+    Answered by ``Pulled``.
+    """
+
+    seq: int
+    need: int
+    fresh: bool
+
+
+class Compute(NamedTuple):
+    """Train batches ``[first, stop)`` of the lease and leave the update in slot ``seq``.
+
+    Answered by ``Computed``.
+    """
+
+    seq: int
+    lease: Lease
+    first: int
+    stop: int
+
+
+class Publish(NamedTuple):
+    """Make the update in slot ``push.seq`` known to ``shards`` (all, or again those named)."""
+
+    push: Push
+    shards: tuple[int, ...]
+
+
+class Release(NamedTuple):
+    """Slot ``seq`` may be used again."""
+
+    seq: int
+
+
+class Leave(NamedTuple):
+    """The machine's life is over."""
+
+    reason: str
+
+
+# --- server -----------------------------------------------------------------------------------
+
+
+class Apply(NamedTuple):
+    """Apply the update of ``push`` to the shard.
+
+    The trace's ``record`` is made durable first. ``scale`` multiplies the learning rate (staleness
+    policy); ``consumed`` is the number of samples booked on this shard before this update (the
+    learning-rate schedule's clock).
+    """
+
+    push: Push
+    scale: float
+    consumed: int
+    record: Record
+
+
+class Log(NamedTuple):
+    """Add a record to the shard's trace; nothing is applied."""
+
+    record: Record
+
+
+class SendParameters(NamedTuple):
+    """Answer a pull with the shard's newest parameters."""
+
+    worker: int
+    seq: int
+    read: Read
+    clock: int
+
+
+class PublishClock(NamedTuple):
+    """The slowest member's clock, for pulls that do not pass through the machine."""
+
+    clock: int
+
+
+class SaveSnapshot(NamedTuple):
+    """Write parameters, method state, version and ledger. Answered by ``SnapshotWritten``."""
+
+    step: int
+    version: int
+    samples: int
+    ledger: dict[str, object]
+
+
+# --- scheduler --------------------------------------------------------------------------------
+
+
+class SpawnWorker(NamedTuple):
+    """Start a worker's process after ``delay_s``."""
+
+    worker: int
+    incarnation: int
+    delay_s: float
+
+
+class KillWorker(NamedTuple):
+    """End a worker's process now, whatever it does."""
+
+    worker: int
+    incarnation: int
+    reason: str
+
+
+class SpawnServer(NamedTuple):
+    """Start a server from its newest snapshot; it refuses every fence below ``floor``."""
+
+    shard: int
+    incarnation: int
+    floor: int
+
+
+class KillServer(NamedTuple):
+    """End a server's process now."""
+
+    shard: int
+    incarnation: int
+    reason: str
+
+
+class CommitCheckpoint(NamedTuple):
+    """All snapshots of ``step`` are on storage: write the manifest."""
+
+    step: int
+    files: tuple[tuple[str, int, str], ...]
+    state: dict[str, object]
+
+
+class EpochEnded(NamedTuple):
+    """Every sample of an epoch (counted from 0) is booked on every shard."""
+
+    epoch: int
+
+
+class MemberChanged(NamedTuple):
+    """A worker or server changed its state (for the people who watch)."""
+
+    kind: str
+    id: int
+    incarnation: int
+    state: str
+    reason: str
+
+
+class Decided(NamedTuple):
+    """A decision and its reason, for the log."""
+
+    decision: str
+    reason: str
+
+
+class Finished(NamedTuple):
+    """The run is over: ``outcome`` is ``done``, ``preempted`` or ``failed``."""
+
+    outcome: str
+    reason: str
+
+
+Effect: TypeAlias = (
+    Send | Pull | Compute | Publish | Release | Leave | Apply | Log | SendParameters | PublishClock
+    | SaveSnapshot | SpawnWorker | KillWorker | SpawnServer | KillServer | CommitCheckpoint
+    | EpochEnded | MemberChanged | Decided | Finished
+)  # fmt: skip

@@ -1,0 +1,173 @@
+"""The leasing desk: who gets which fragment, and what must happen before and after.
+
+Theory of operation. Workers that ask stand in one of two queues: the *idle* have nothing to do, the
+*provident* still hold a lease and ask for the next one early. A lease that ends before its fragment
+is done goes through *fencing* (see ``WorkBook``), and its worker gets a new session: what it still
+has on its way is refused, and it starts afresh with its next lease. Where the consistency rule uses
+clocks, a lease that makes a worker a member is told only when all servers know (see ``Roster``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tardygrad.data.fragments import FragmentPlan
+from tardygrad.protocol import events as ev
+from tardygrad.protocol.clocks import Roster
+from tardygrad.protocol.effects import Effect, Send
+from tardygrad.protocol.membership import WorkerEntry
+from tardygrad.protocol.outbox import Outbox
+from tardygrad.protocol.workbook import Fragment, WorkBook
+
+
+class LeaseDesk:
+    """A part of the scheduler, which alone uses it.
+
+    Args:
+        plan: how the data is cut.
+        epochs: how many epochs are trained.
+        shards: number of shards.
+        workers: the scheduler's entries.
+        outbox: where commands to servers are kept until they are answered.
+        generation: how often the run was resumed; all numbers begin above the predecessors'.
+        uses_clocks: whether workers may have to wait for each other.
+    """
+
+    def __init__(
+        self, plan: FragmentPlan, epochs: int, shards: int, workers: Sequence[WorkerEntry],
+        outbox: Outbox, *, generation: int, uses_clocks: bool,
+    ) -> None:  # fmt: skip
+        self.book = WorkBook(plan, epochs, shards, (generation << 40) + 1)
+        self._next_session = (generation << 20) + 1
+        self._workers = workers
+        self._outbox = outbox
+        self._shards = range(shards)
+        self._roster = Roster(shards) if uses_clocks else None
+        self._idle: dict[int, None] = {}
+        self._provident: dict[int, None] = {}
+
+    def new_session(self) -> int:
+        """The next session number."""
+        session = self._next_session
+        self._next_session += 1
+        return session
+
+    # --- asking and granting ------------------------------------------------------------------
+
+    def granted_before(self, entry: WorkerEntry, event: ev.LeaseAsked) -> list[Effect] | None:
+        """The answer to a worker whose last lease has not reached it; None if that is not so."""
+        lost = entry.granted
+        if lost is None or lost.session != entry.session or lost.fence <= event.received:
+            return None
+        entry.last_ask = event.ask
+        if self._roster is not None and self._roster.asks_again(entry.worker, event.ask):
+            return []
+        return [Send(("worker", entry.worker), ev.Granted(event.ask, lost))]
+
+    def queue(self, entry: WorkerEntry, event: ev.LeaseAsked) -> None:
+        """A worker asks for a lease."""
+        entry.last_ask, entry.asked = event.ask, event
+        self._provident.pop(entry.worker, None)
+        (self._provident if event.prefetch else self._idle)[entry.worker] = None
+
+    def forget(self, worker: int) -> None:
+        """The worker does not want a lease any more."""
+        self._idle.pop(worker, None)
+        self._provident.pop(worker, None)
+        self._workers[worker].asked = None
+
+    def grant(self, now: float) -> list[Effect]:
+        """Lease whatever can be leased to those who ask."""
+        effects: list[Effect] = []
+        while self._idle and self.book.available():
+            effects += self._grant(next(iter(self._idle)), now)
+        while self._provident and self.book.available():
+            worker = next(iter(self._provident))
+            if self._may_reserve():
+                effects += self._grant(worker, now)
+            else:
+                # It will ask again when it has nothing left.
+                self.forget(worker)
+        return effects
+
+    def _may_reserve(self) -> bool:
+        # Near the end a fragment in reserve would lie idle with a slow worker.
+        remaining, workers = self.book.remaining(), self._workers
+        return remaining >= len(workers) or remaining >= sum(w.alive for w in workers)
+
+    def _grant(self, worker: int, now: float) -> list[Effect]:
+        entry = self._workers[worker]
+        asked = entry.asked
+        self.forget(worker)
+        lease = None if asked is None else self.book.grant(worker, entry.session, asked.clock)
+        if lease is None or asked is None:
+            return []
+        entry.granted = lease
+        # It may have waited long for this: only from now on must it move.
+        entry.moved = now
+        if self._roster is not None and not self._roster.join(asked.ask, lease):
+            return []
+        return [Send(("worker", worker), ev.Granted(asked.ask, lease))]
+
+    # --- ending leases ------------------------------------------------------------------------
+
+    def release(self, entry: WorkerEntry, now: float) -> list[Effect]:
+        """End the worker's session and all its leases."""
+        entry.session = self.new_session()
+        entry.granted = None
+        self.leaves(entry.worker)
+        return self._fence(self.book.release(entry.worker), now)
+
+    def restored(self, ready: ev.ServerReady, now: float) -> tuple[int, list[Effect]]:
+        """A server came back with an older ledger: all leases end; how many fragments it lacks."""
+        again = self.book.restored(ready)
+        for worker in self._workers:
+            worker.session = self.new_session()
+            worker.granted = None
+        if self._roster is not None:
+            self._roster.clear()
+        return len(again), self._fence(again, now)
+
+    def _fence(self, fragments: list[Fragment], now: float) -> list[Effect]:
+        asked = [ev.FenceAsked(*where, self.book.fencing[where].fence) for where in fragments]
+        return [
+            self._outbox.command(("fence", a.epoch, a.fragment, shard), shard, a, now)
+            for a in asked
+            for shard in self._shards
+        ]
+
+    def fenced(self, event: ev.Fenced) -> bool:
+        """A server has answered; whether the fragment can now be leased again, or is done."""
+        asked = ev.FenceAsked(event.epoch, event.fragment, event.fence)
+        self._outbox.answered(("fence", event.epoch, event.fragment, event.shard), asked)
+        return self.book.fenced(event.shard, (event.epoch, event.fragment), event.fence, event.next)
+
+    # --- members ------------------------------------------------------------------------------
+
+    def leaves(self, worker: int) -> None:
+        """Nobody waits for this worker any more."""
+        if self._roster is not None:
+            self._roster.leave(worker)
+
+    def excuse(self, worker: int) -> None:
+        """Nobody waits for this worker if it has nothing to do."""
+        if worker in self._idle and not self.book.holds_lease(worker):
+            self.leaves(worker)
+
+    def tell(self, now: float) -> list[Effect]:
+        """Tell the servers about the members, if they have changed."""
+        if self._roster is None or not self._roster.changed:
+            return []
+        told = self._roster.told()
+        return [self._outbox.command(("members", s), s, told, now) for s in self._shards]
+
+    def seen(self, event: ev.MembersSeen) -> list[Effect]:
+        """A server knows the members: leases that waited for that are told."""
+        if self._roster is None:
+            return []
+        if event.generation == self._roster.generation:
+            self._outbox.forget(("members", event.shard))
+        return [
+            Send(("worker", lease.worker), ev.Granted(ask, lease))
+            for ask, lease in self._roster.seen(event.shard, event.generation)
+        ]

@@ -1,0 +1,154 @@
+"""A shard's ledger: for each fragment, the first batch that is not booked yet.
+
+The ledger changes together with the shard (one mutator, one event), so "applied" and "booked" can
+never disagree. A push names its batch range; against the ledger that range is new, already there,
+ahead of its turn, or across the border of what is there. A batch is booked as applied or as
+dropped, never both, never twice. Finished epochs shrink to two numbers.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from tardygrad.data.fragments import FragmentPlan
+
+NEW = "new"
+KNOWN = "known"
+AHEAD = "ahead"
+ACROSS = "across"
+
+
+class Totals(NamedTuple):
+    """Samples of one epoch booked on one shard."""
+
+    applied: int
+    dropped: int
+
+
+class _Entry:
+    __slots__ = ("fence", "next")
+
+    def __init__(self, next_batch: int, fence: int) -> None:
+        self.next = next_batch
+        self.fence = fence
+
+
+class Ledger:
+    """What one shard has booked."""
+
+    def __init__(self, plan: FragmentPlan) -> None:
+        self._plan = plan
+        self._fragments = plan.fragments_per_epoch
+        self._last_batches = plan.batches(self._fragments - 1)
+        self._entries: dict[tuple[int, int], _Entry] = {}
+        self._applied: dict[int, int] = {}
+        self._dropped: dict[int, int] = {}
+        self._fragments_left: dict[int, int] = {}
+        self._complete: set[int] = set()
+        self.consumed = 0
+        """Samples booked in the whole run, the learning-rate schedule's clock."""
+
+    def _batches(self, fragment: int) -> int:
+        whole = fragment < self._fragments - 1
+        return self._plan.fragment_batches if whole else self._last_batches
+
+    def fence(self, epoch: int, fragment: int) -> int:
+        """The lowest fence that this fragment's pushes may carry."""
+        entry = self._entries.get((epoch, fragment))
+        return 0 if entry is None else entry.fence
+
+    def next(self, epoch: int, fragment: int) -> int:
+        """The first batch of the fragment that is not booked."""
+        if epoch in self._complete:
+            return self._batches(fragment)
+        entry = self._entries.get((epoch, fragment))
+        return 0 if entry is None else entry.next
+
+    def raise_fence(self, epoch: int, fragment: int, fence: int) -> None:
+        """Refuse pushes of the fragment under a fence lower than ``fence`` from now on."""
+        if epoch in self._complete:
+            return
+        entry = self._entries.setdefault((epoch, fragment), _Entry(0, fence))
+        entry.fence = max(entry.fence, fence)
+
+    def place(self, epoch: int, fragment: int, first: int, stop: int) -> str:
+        """Where ``[first, stop)`` lies: NEW (its turn), KNOWN, AHEAD of its turn, or ACROSS."""
+        standing = self.next(epoch, fragment)
+        if first == standing:
+            return NEW
+        if stop <= standing:
+            return KNOWN
+        return AHEAD if first > standing else ACROSS
+
+    def book(
+        self, epoch: int, fragment: int, stop: int, samples: int, fence: int, *, applied: bool
+    ) -> bool:
+        """Book batches up to ``stop``; True when that was the fragment's last batch."""
+        entry = self._entries.get((epoch, fragment))
+        if entry is None:
+            entry = self._entries[(epoch, fragment)] = _Entry(0, fence)
+        entry.next = stop
+        if fence > entry.fence:
+            entry.fence = fence
+        totals = self._applied if applied else self._dropped
+        totals[epoch] = totals.get(epoch, 0) + samples
+        self.consumed += samples
+        if stop < self._batches(fragment):
+            return False
+        left = self._fragments_left.get(epoch, self._fragments) - 1
+        self._fragments_left[epoch] = left
+        if left == 0:
+            self._forget(epoch)
+        return True
+
+    def _forget(self, epoch: int) -> None:
+        self._complete.add(epoch)
+        del self._fragments_left[epoch]
+        self._entries = {k: v for k, v in self._entries.items() if k[0] != epoch}
+
+    def totals(self, epoch: int) -> Totals:
+        """Samples of an epoch booked so far."""
+        return Totals(self._applied.get(epoch, 0), self._dropped.get(epoch, 0))
+
+    def is_complete(self, epoch: int) -> bool:
+        """Whether every batch of the epoch is booked."""
+        return epoch in self._complete
+
+    def complete(self) -> tuple[int, ...]:
+        """The epochs that are booked whole."""
+        return tuple(sorted(self._complete))
+
+    def nexts(self) -> tuple[tuple[int, int, int], ...]:
+        """``(epoch, fragment, next)`` for every fragment touched in an unfinished epoch."""
+        return tuple((e, f, entry.next) for (e, f), entry in sorted(self._entries.items()))
+
+    def standing(self) -> dict[tuple[int, int], int]:
+        """``(epoch, fragment)`` to the first batch not booked, finished epochs included."""
+        fragments = range(self._fragments)
+        whole = {(e, f): self._batches(f) for e in self.complete() for f in fragments}
+        return whole | {where: entry.next for where, entry in self._entries.items()}
+
+    def state(self) -> dict[str, Any]:
+        """Plain data for a snapshot."""
+        return {
+            "consumed": self.consumed,
+            "complete": sorted(self._complete),
+            "applied": sorted(self._applied.items()),
+            "dropped": sorted(self._dropped.items()),
+            "entries": [[e, f, x.next, x.fence] for (e, f), x in sorted(self._entries.items())],
+        }
+
+    @classmethod
+    def from_state(cls, plan: FragmentPlan, state: dict[str, Any]) -> Ledger:
+        """The ledger that :meth:`state` described."""
+        ledger = cls(plan)
+        ledger.consumed = int(state["consumed"])
+        ledger._complete = set(state["complete"])
+        ledger._applied = {int(e): int(n) for e, n in state["applied"]}
+        ledger._dropped = {int(e): int(n) for e, n in state["dropped"]}
+        for epoch, fragment, next_batch, fence in state["entries"]:
+            ledger._entries[(epoch, fragment)] = _Entry(next_batch, fence)
+            if next_batch == plan.batches(fragment):
+                left = ledger._fragments_left.get(epoch, plan.fragments_per_epoch)
+                ledger._fragments_left[epoch] = left - 1
+        return ledger

@@ -1,0 +1,497 @@
+"""The scheduler: leases fragments, watches over workers and servers, calls for checkpoints.
+
+Theory of operation. The scheduler keeps three books: the work (``LeaseDesk``, ``WorkBook``), who
+takes part (``WorkerEntry``, ``ServerEntry``), and an ``Outbox`` of commands to servers that are
+repeated until they are answered. A run is *starting* until every shard is there, then *running*; it
+is *stopping* while workers finish what they hold, *saving* while the last checkpoint is taken, and
+then *over*.
+
+A lost worker costs its fragments a fencing round; a lost server is started again from its newest
+snapshot, and meanwhile no lease is granted. Nothing here waits: each answer moves one thing on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tardygrad.data.fragments import FragmentPlan
+from tardygrad.errors import InvariantViolation
+from tardygrad.protocol import events as ev
+from tardygrad.protocol import membership as mb
+from tardygrad.protocol.checkpointing import CheckpointRound
+from tardygrad.protocol.effects import (
+    Decided,
+    Effect,
+    EpochEnded,
+    Finished,
+    KillServer,
+    KillWorker,
+    MemberChanged,
+    Send,
+    SpawnServer,
+    SpawnWorker,
+)
+from tardygrad.protocol.leasing import LeaseDesk
+from tardygrad.protocol.outbox import Outbox
+
+STARTING = "starting"
+RUNNING = "running"
+STOPPING = "stopping"
+SAVING = "saving"
+OVER = "over"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SchedulerSettings:
+    """What the scheduler must know of the run; times in seconds.
+
+    A resumed run (``generation`` above 0) numbers everything above whatever its predecessors can
+    have used.
+    """
+
+    plan: FragmentPlan
+    epochs: int
+    workers: int
+    shards: int
+    lease_s: float
+    start_s: float
+    stop_s: float
+    resend_s: float
+    restarts: int
+    backoff_s: float
+    backoff_max_s: float
+    checkpoint_every_s: float
+    uses_clocks: bool
+    generation: int = 0
+    first_step: int = 1
+    epochs_reported: int = 0
+
+
+class Scheduler:
+    """The state machine that hands out the work; change it through :meth:`handle` alone."""
+
+    def __init__(self, settings: SchedulerSettings) -> None:
+        s = settings
+        self.settings = s
+        self.phase = STARTING
+        self.outcome = ""
+        self.reason = ""
+        first_incarnation = s.generation << 10
+        self.workers = [mb.WorkerEntry(w, first_incarnation) for w in range(s.workers)]
+        self.servers = [mb.ServerEntry(i, first_incarnation) for i in range(s.shards)]
+        self.round = CheckpointRound(s.shards, s.first_step)
+        self.restarts_used = 0
+        self.outbox = Outbox()
+        self._desk = LeaseDesk(
+            s.plan, s.epochs, s.shards, self.workers, self.outbox,
+            generation=s.generation, uses_clocks=s.uses_clocks,
+        )  # fmt: skip
+        self.book = self._desk.book
+        self.book.forget_ended(s.epochs_reported)
+        self._last_tick = 0.0
+        self._last_checkpoint = 0.0
+        self._stop_since = 0.0
+        self._deaths_in_vain = 0
+        self._handlers: dict[type, Callable[[Any, float], list[Effect]]] = {
+            ev.Started: self._started,
+            ev.Tick: self._tick,
+            ev.Heartbeat: self._heartbeat,
+            ev.WorkerReady: self._worker_ready,
+            ev.LeaseAsked: self._lease_asked,
+            ev.WorkerLeft: self._worker_left,
+            ev.WorkerDied: self._worker_died,
+            ev.ServerReady: self._server_ready,
+            ev.ServerDied: self._server_died,
+            ev.Fenced: self._fenced,
+            ev.Booked: self._booked,
+            ev.MembersSeen: self._members_seen,
+            ev.SnapshotTaken: self._snapshot_answer,
+            ev.SnapshotFailed: self._snapshot_answer,
+            ev.Interrupted: self._interrupted,
+        }
+
+    def handle(self, event: ev.Event, now: float) -> list[Effect]:
+        """One event in, what is to be done out."""
+        if self.phase == OVER:
+            return []
+        handler = self._handlers.get(type(event))
+        if handler is None:
+            raise InvariantViolation(f"the scheduler got {event!r}, which it does not handle")
+        effects = handler(event, now)
+        return effects + self._desk.tell(now) if self.settings.uses_clocks else effects
+
+    @property
+    def serving(self) -> bool:
+        """Every shard has a server that is ready."""
+        return all(s.ready for s in self.servers)
+
+    # --- beginning ----------------------------------------------------------------------------
+
+    def _started(self, event: ev.Started, now: float) -> list[Effect]:
+        effects: list[Effect] = []
+        self._last_tick = self._last_checkpoint = now
+        floor = self.book.new_fence()
+        for server in self.servers:
+            server.heard = now
+            effects.append(SpawnServer(server.shard, server.incarnation, floor))
+            effects.append(self._server_state(server, "started", ""))
+        for worker in self.workers:
+            effects += self._spawn(worker, worker.incarnation, 0.0, now)
+        return effects
+
+    def _spawn(
+        self, entry: mb.WorkerEntry, incarnation: int, delay_s: float, now: float
+    ) -> list[Effect]:
+        entry.born(incarnation, now + delay_s)
+        entry.session = self._desk.new_session()
+        return [
+            SpawnWorker(entry.worker, incarnation, delay_s),
+            self._worker_state(entry, "started", f"after {delay_s:g} s" if delay_s else ""),
+        ]
+
+    def _worker_state(self, entry: mb.WorkerEntry, state: str, reason: str) -> MemberChanged:
+        return MemberChanged("worker", entry.worker, entry.incarnation, state, reason)
+
+    def _server_state(self, entry: mb.ServerEntry, state: str, reason: str) -> MemberChanged:
+        return MemberChanged("server", entry.shard, entry.incarnation, state, reason)
+
+    # --- leases -------------------------------------------------------------------------------
+
+    def _known(self, worker: int, incarnation: int) -> mb.WorkerEntry | None:
+        entry = self.workers[worker] if 0 <= worker < len(self.workers) else None
+        if entry is None or not entry.alive or entry.incarnation != incarnation:
+            return None
+        return entry
+
+    def _worker_ready(self, event: ev.WorkerReady, now: float) -> list[Effect]:
+        entry = self._known(event.worker, event.incarnation)
+        return [] if entry is None else self._note_ready(entry, now)
+
+    def _note_ready(self, entry: mb.WorkerEntry, now: float) -> list[Effect]:
+        entry.heard = now
+        if entry.state == mb.READY:
+            return []
+        entry.state = mb.READY
+        return [self._worker_state(entry, "ready", "")]
+
+    def _lease_asked(self, event: ev.LeaseAsked, now: float) -> list[Effect]:
+        entry = self._known(event.worker, event.incarnation)
+        if entry is None or event.ask < entry.last_ask:
+            return []
+        effects = self._note_ready(entry, now)
+        if self.phase in (STOPPING, SAVING):
+            return [*effects, Send(("worker", entry.worker), ev.StopAsked(self.reason))]
+        if event.abandoned and event.session == entry.session:
+            effects.append(Decided(f"leases of worker {entry.worker} end", event.reason))
+            effects += self._desk.release(entry, now)
+        before = self._desk.granted_before(entry, event)
+        if before is not None:
+            return effects + before
+        self._desk.queue(entry, event)
+        effects += self._grant_waiting(now)
+        self._desk.excuse(entry.worker)
+        return effects
+
+    def _grant_waiting(self, now: float) -> list[Effect]:
+        return self._desk.grant(now) if self.phase == RUNNING and self.serving else []
+
+    # --- what servers say ---------------------------------------------------------------------
+
+    def _shard(self, shard: int, incarnation: int, now: float) -> mb.ServerEntry | None:
+        entry = self.servers[shard] if 0 <= shard < len(self.servers) else None
+        if entry is None or entry.incarnation != incarnation:
+            return None
+        entry.heard = now
+        return entry
+
+    def _fenced(self, event: ev.Fenced, now: float) -> list[Effect]:
+        entry = self._shard(event.shard, event.incarnation, now)
+        if entry is None or not entry.ready:
+            return []
+        if not self._desk.fenced(event):
+            return []
+        return self._look_at_epochs(now) + self._grant_waiting(now)
+
+    def _booked(self, event: ev.Booked, now: float) -> list[Effect]:
+        entry = self._shard(event.shard, event.incarnation, now)
+        if entry is None or not entry.ready:
+            return []
+        effects: list[Effect] = [Send(("server", event.shard), ev.BookedSeen(event.number))]
+        self._deaths_in_vain = 0
+        lease = self.book.booked(event.shard, event.epoch, event.fragment)
+        effects += self._look_at_epochs(now) + self._grant_waiting(now)
+        if lease is not None:
+            self.workers[lease.worker].deaths = 0
+            self._desk.excuse(lease.worker)
+        return effects
+
+    def _look_at_epochs(self, now: float) -> list[Effect]:
+        effects: list[Effect] = [EpochEnded(e) for e in self.book.newly_ended()]
+        if self.book.finished and self.phase == RUNNING:
+            effects += self._stop("done", "every sample of every epoch is booked", now)
+        return effects
+
+    def _members_seen(self, event: ev.MembersSeen, now: float) -> list[Effect]:
+        return self._desk.seen(event)
+
+    def _server_ready(self, event: ev.ServerReady, now: float) -> list[Effect]:
+        entry = self._shard(event.shard, event.incarnation, now)
+        if entry is None:
+            return []
+        seen = Send(("server", event.shard), ev.ServerSeen(event.incarnation))
+        if entry.ready:
+            return [seen]
+        entry.ready = True
+        effects: list[Effect] = [seen, self._server_state(entry, "ready", f"v{event.version}")]
+        if event.incarnation > 0:
+            effects += self._restored(event, now)
+        if self.phase == STARTING and self.serving:
+            self.phase = RUNNING
+            effects += self._look_at_epochs(now)
+        if self.phase == SAVING and self.serving:
+            effects += self._save(now)
+        return effects + self._grant_waiting(now)
+
+    def _restored(self, event: ev.ServerReady, now: float) -> list[Effect]:
+        lacking, fencing = self._desk.restored(event, now)
+        effects: list[Effect] = [
+            Decided(
+                f"shard {event.shard} goes on from version {event.version}",
+                f"{lacking} fragments are looked at again",
+            ),
+            *fencing,
+        ]
+        if self.outcome == "done" and not self.book.finished:
+            effects += self._reopen(now)
+        return effects
+
+    def _reopen(self, now: float) -> list[Effect]:
+        # A server died after the last epoch: what its snapshot lacks is trained again.
+        self.phase, self.outcome, self.reason = RUNNING, "", ""
+        self._abandon_round()
+        effects: list[Effect] = []
+        dead = [w for w in self.workers if w.state == mb.DEAD]
+        for worker in self.workers:
+            if worker.state == mb.LEFT or worker.alive:
+                effects.append(KillWorker(worker.worker, worker.incarnation, "work came back"))
+                effects += self._spawn(worker, worker.incarnation + 1, 0.0, now)
+        for worker in dead:
+            effects += self._replace(worker, now)
+        return effects
+
+    # --- death --------------------------------------------------------------------------------
+
+    def _heartbeat(self, event: ev.Heartbeat, now: float) -> list[Effect]:
+        if event.kind == "server":
+            self._shard(event.id, event.incarnation, now)
+            return []
+        entry = self._known(event.id, event.incarnation)
+        if entry is not None:
+            entry.beat(event.steps, now)
+        return []
+
+    def _worker_died(self, event: ev.WorkerDied, now: float) -> list[Effect]:
+        entry = self._known(event.worker, event.incarnation)
+        if entry is None:
+            return []
+        effects: list[Effect] = [self._worker_state(entry, "died", event.reason)]
+        entry.state = mb.DEAD
+        entry.deaths += 1
+        if self.settings.uses_clocks:
+            for other in self.workers:
+                # Whoever stood still may have waited for this one.
+                other.moved = max(other.moved, now)
+        self._desk.forget(entry.worker)
+        effects += self._desk.release(entry, now)
+        if self.phase in (STOPPING, SAVING):
+            return effects + self._look_at_leaving(now)
+        if event.fatal:
+            return effects + self._stop("failed", event.reason, now)
+        self._deaths_in_vain += 1
+        in_vain = self._deaths_in_vain
+        if in_vain > self.settings.workers + 2:
+            reason = f"{in_vain} workers died in a row before any fragment was done; the last: "
+            return effects + self._stop("failed", reason + event.reason, now)
+        return effects + self._replace(entry, now)
+
+    def _replace(self, entry: mb.WorkerEntry, now: float) -> list[Effect]:
+        s = self.settings
+        if self.restarts_used < s.restarts:
+            self.restarts_used += 1
+            delay = mb.backoff(entry.deaths, first_s=s.backoff_s, most_s=s.backoff_max_s)
+            return self._spawn(entry, entry.incarnation + 1, delay, now)
+        entry.state = mb.PUT_ASIDE
+        reason = f"all {s.restarts} restarts are used up"
+        effects: list[Effect] = [self._worker_state(entry, "put_aside", reason)]
+        if mb.no_one_left(self.workers):
+            effects += self._stop("failed", f"no worker is left and {reason}", now)
+        return effects
+
+    def _server_died(self, event: ev.ServerDied, now: float) -> list[Effect]:
+        entry = self.servers[event.shard]
+        if entry.incarnation != event.incarnation:
+            return []
+        effects: list[Effect] = [self._server_state(entry, "died", event.reason)]
+        entry.ready = False
+        self._abandon_round()
+        if event.fatal or entry.restarts >= max(self.settings.restarts, 1):
+            self.phase = OVER
+            return [*effects, Finished("failed", f"server {event.shard}: {event.reason}")]
+        entry.restarts += 1
+        entry.incarnation += 1
+        entry.heard = now
+        floor = self.book.new_fence()
+        effects.append(SpawnServer(entry.shard, entry.incarnation, floor))
+        effects.append(self._server_state(entry, "started", "from its newest snapshot"))
+        return effects
+
+    def _tick(self, event: ev.Tick, now: float) -> list[Effect]:
+        pause = now - self._last_tick
+        self._last_tick = now
+        if pause > self.settings.lease_s / 2:
+            # This machine slept or was stopped: nobody's silence means anything.
+            for worker in self.workers:
+                worker.heard, worker.moved = now, now
+            for server in self.servers:
+                server.heard = now
+            return [
+                Decided("all silence is forgiven", f"the scheduler itself paused {pause:.1f} s")
+            ]
+        effects = self._suspect(now)
+        if self.phase == OVER:
+            return effects
+        effects += self.outbox.due(now, self.settings.resend_s)
+        return effects + self._look_at_deadlines(now)
+
+    def _suspect(self, now: float) -> list[Effect]:
+        s = self.settings
+        effects: list[Effect] = []
+        # While a server is missing nobody can move.
+        serving = self.serving
+        awaited = self._awaited() if s.uses_clocks else None
+        for entry in self.workers:
+            if not entry.alive:
+                continue
+            leased = self.book.holds_lease(entry.worker) and awaited in (None, entry) and serving
+            why = mb.silence(entry, lease_s=s.lease_s, start_s=s.start_s, leased=leased, now=now)
+            if why:
+                effects.append(self._worker_state(entry, "suspected", why))
+                effects.append(KillWorker(entry.worker, entry.incarnation, why))
+                died = ev.WorkerDied(entry.worker, entry.incarnation, why, fatal=False)
+                effects += self._worker_died(died, now)
+        for server in self.servers:
+            if self.phase == OVER:
+                break
+            quiet = now - server.heard
+            if quiet > (s.lease_s if server.ready else s.start_s):
+                why = f"no sign of life for {quiet:.1f} s"
+                effects.append(KillServer(server.shard, server.incarnation, why))
+                died_server = ev.ServerDied(server.shard, server.incarnation, why, fatal=False)
+                effects += self._server_died(died_server, now)
+        return effects
+
+    def _awaited(self) -> mb.WorkerEntry | None:
+        """Of those at work, the one that stands still longest: where clocks bind, others wait."""
+        at_work = [w for w in self.workers if w.alive and self.book.holds_lease(w.worker)]
+        return min(at_work, key=lambda w: w.moved, default=None)
+
+    # --- checkpoints and the end --------------------------------------------------------------
+
+    def _look_at_deadlines(self, now: float) -> list[Effect]:
+        s = self.settings
+        due = now - self._last_checkpoint >= s.checkpoint_every_s
+        if due and self.phase == RUNNING and self.serving and not self.round.active:
+            return self._save(now)
+        if self.phase == STOPPING:
+            effects: list[Effect] = []
+            late = now - self._stop_since > s.stop_s
+            for entry in self.workers:
+                if entry.alive and late:
+                    why = f"did not leave within {s.stop_s:g} s"
+                    effects.append(KillWorker(entry.worker, entry.incarnation, why))
+                    effects.append(self._worker_state(entry, "died", why))
+                    entry.state = mb.DEAD
+                    self._desk.leaves(entry.worker)
+                elif entry.alive:
+                    effects.append(Send(("worker", entry.worker), ev.StopAsked(self.reason)))
+            return effects + self._look_at_leaving(now)
+        return []
+
+    def _save(self, now: float) -> list[Effect]:
+        self._last_checkpoint = now
+        # What a dead worker left on its way must not change a shard after its last snapshot.
+        floor = self.book.new_fence() if self.phase == SAVING else 0
+        asked = ev.SnapshotAsked(self.round.begin(), floor)
+        return [
+            self.outbox.command(("snapshot", i.shard), i.shard, asked, now) for i in self.servers
+        ]
+
+    def _abandon_round(self) -> None:
+        self.round.abandon()
+        for server in self.servers:
+            self.outbox.forget(("snapshot", server.shard))
+
+    def _snapshot_answer(
+        self, event: ev.SnapshotTaken | ev.SnapshotFailed, now: float
+    ) -> list[Effect]:
+        entry = self._shard(event.shard, event.incarnation, now)
+        if entry is None or event.step != self.round.step:
+            return []
+        self.outbox.forget(("snapshot", event.shard))
+        if not self.round.active:
+            return []
+        effects: list[Effect] = []
+        if isinstance(event, ev.SnapshotFailed):
+            self._abandon_round()
+            effects.append(Decided(f"checkpoint {event.step} is given up", event.reason))
+            if self.phase != SAVING:
+                return effects
+            self.phase = OVER
+            reason = f"the last checkpoint could not be written: {event.reason}"
+            return [*effects, Finished("failed", reason)]
+        commit = self.round.take(event, self._state())
+        if commit is None:
+            return []
+        effects.append(commit)
+        if self.phase == SAVING:
+            self.phase = OVER
+            effects.append(Finished(self.outcome, self.reason))
+        return effects
+
+    def _state(self) -> dict[str, object]:
+        return {"fragments_done": self.book.fragments_done(), "restarts_used": self.restarts_used}
+
+    def _interrupted(self, event: ev.Interrupted, now: float) -> list[Effect]:
+        if self.phase in (STOPPING, SAVING):
+            return []
+        return self._stop("preempted", event.reason, now)
+
+    def _stop(self, outcome: str, reason: str, now: float) -> list[Effect]:
+        self.outcome, self.reason = outcome, reason
+        self.phase = STOPPING
+        self._stop_since = now
+        effects: list[Effect] = [Decided(f"the run stops: {outcome}", reason)]
+        alive = [entry.worker for entry in self.workers if entry.alive]
+        effects += [Send(("worker", worker), ev.StopAsked(reason)) for worker in alive]
+        return effects + self._look_at_leaving(now)
+
+    def _worker_left(self, event: ev.WorkerLeft, now: float) -> list[Effect]:
+        entry = self._known(event.worker, event.incarnation)
+        if entry is None:
+            return []
+        if self.phase not in (STOPPING, SAVING):
+            # A wish to stop from before the work came back has reached a worker that came after.
+            died = ev.WorkerDied(entry.worker, entry.incarnation, "it left unasked", fatal=False)
+            return self._worker_died(died, now)
+        entry.state = mb.LEFT
+        self._desk.forget(entry.worker)
+        self._desk.leaves(entry.worker)
+        return [self._worker_state(entry, "left", self.reason), *self._look_at_leaving(now)]
+
+    def _look_at_leaving(self, now: float) -> list[Effect]:
+        if self.phase != STOPPING or any(w.alive for w in self.workers):
+            return []
+        self.phase = SAVING
+        return self._save(now) if self.serving else []

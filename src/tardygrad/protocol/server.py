@@ -1,0 +1,328 @@
+"""The server: owns one shard, decides about each push, and never touches a tensor.
+
+Theory of operation. Each push meets four questions, in this order:
+
+1. *Lineage and fence.* Another run's push, one under a fence below the floor or below its
+   fragment's fence, and one that read another incarnation of this shard, is refused.
+2. *Ledger.* A range that is booked already is acknowledged and not applied; one that is ahead of
+   its turn is a gap (something was lost: send it again, in order); one that lies across the border
+   is refused, so that its samples are leased again with the border as a cut.
+3. *Staleness.* Version at application minus version read; the policy scales, drops, or asks for
+   the batches to be computed again.
+4. Otherwise it is applied: the version grows by one and the ledger books it in the same event.
+
+Reports to the scheduler (a fragment is whole) are repeated until they are seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tardygrad.consistency import ASP, SSP
+from tardygrad.data.fragments import FragmentPlan
+from tardygrad.errors import InvariantViolation
+from tardygrad.protocol import events as ev
+from tardygrad.protocol import trace
+from tardygrad.protocol.clocks import ClockTable
+from tardygrad.protocol.effects import (
+    Apply,
+    Effect,
+    Log,
+    PublishClock,
+    SaveSnapshot,
+    Send,
+    SendParameters,
+)
+from tardygrad.protocol.ledger import AHEAD, KNOWN, NEW, Ledger
+from tardygrad.staleness import StalenessPolicy
+
+WORKER = "worker"
+
+
+class ServerSettings:
+    """What a server must know of the run."""
+
+    def __init__(
+        self,
+        *,
+        lineage: int,
+        plan: FragmentPlan,
+        workers: int,
+        staleness: StalenessPolicy,
+        consistency: ASP | SSP,
+        resend_s: float,
+    ) -> None:
+        self.lineage = lineage
+        self.plan = plan
+        self.workers = workers
+        self.staleness = staleness
+        self.consistency = consistency
+        self.resend_s = resend_s
+
+
+class Server:
+    """The state machine of one shard's owner; change it through :meth:`handle` alone."""
+
+    def __init__(
+        self,
+        shard: int,
+        settings: ServerSettings,
+        *,
+        incarnation: int = 0,
+        floor: int = 0,
+        restored_step: int = 0,
+        snapshot: dict[str, Any] | None = None,
+    ) -> None:
+        self.shard = shard
+        self.incarnation = incarnation
+        self.settings = settings
+        self.floor = floor
+        self.version = 0
+        self.ledger = Ledger(settings.plan)
+        self.restored_step = restored_step
+        if snapshot is not None:
+            self.version = int(snapshot["version"])
+            self.ledger = Ledger.from_state(settings.plan, snapshot["ledger"])
+        self.updates = 0
+        self._clocks = ClockTable()
+        self._published = 0
+        self._waiting: list[ev.PullAsked] = []
+        self._unseen: dict[int, tuple[float, ev.Booked]] = {}
+        # An answer to what an earlier life reported must not be taken for one to this life's.
+        self._booked_number = incarnation << 32
+        self._seen = False
+        self._snapshot_step = restored_step
+        self._snapshot_answer: ev.Event | None = None
+        self._keeps_clocks = settings.consistency.uses_clocks
+        self._handlers: dict[type, Callable[[Any, float], list[Effect]]] = {
+            ev.Push: self._push,
+            ev.PullAsked: self._pull,
+            ev.Started: self._started,
+            ev.Tick: self._tick,
+            ev.FenceAsked: self._fence,
+            ev.BookedSeen: self._booked_seen,
+            ev.ServerSeen: self._server_seen,
+            ev.MembersChanged: self._members_changed,
+            ev.SnapshotAsked: self._snapshot,
+            ev.SnapshotWritten: self._snapshot_written,
+        }
+
+    def handle(self, event: ev.Event, now: float) -> list[Effect]:
+        """One event in, what is to be done out."""
+        handler = self._handlers.get(type(event))
+        if handler is None:
+            raise InvariantViolation(f"server {self.shard} got {event!r}, which no server handles")
+        return handler(event, now)
+
+    # --- pushes -------------------------------------------------------------------------------
+
+    def _push(self, push: ev.Push, now: float) -> list[Effect]:
+        refusal = self._refusal(push)
+        if refusal:
+            return self._answer(push, ev.REFUSED, refusal, trace.REFUSED)
+        place = self.ledger.place(push.epoch, push.fragment, push.first, push.stop)
+        if place == NEW:
+            return self._new(push, now)
+        if place == KNOWN:
+            effects = self._answer(push, ev.DUPLICATE, "booked before", trace.DUPLICATE)
+            return effects + self._tell_clock(push)
+        if place == AHEAD:
+            # On record, because a worker's later steps may depend on this one, even if it is lost.
+            reason = "earlier batches have not arrived"
+            return self._answer(push, ev.GAP, reason, trace.REFUSED)
+        return self._answer(push, ev.REFUSED, "part of the range is booked", trace.REFUSED)
+
+    def _refusal(self, push: ev.Push) -> str:
+        if push.lineage != self.settings.lineage:
+            return "another run's update"
+        if push.fence < self.floor:
+            return f"fence {push.fence} is below the floor {self.floor}"
+        if push.fence < self.ledger.fence(push.epoch, push.fragment):
+            return f"fence {push.fence} was overtaken by a newer lease"
+        incarnation, version = push.reads[self.shard]
+        if incarnation != self.incarnation or version > self.version:
+            return f"it read incarnation {incarnation}, this is {self.incarnation}"
+        return ""
+
+    def _new(self, push: ev.Push, now: float) -> list[Effect]:
+        staleness = self.version - push.reads[self.shard][1]
+        verdict = self.settings.staleness.judge(staleness, self.settings.workers)
+        if not verdict.accepted and verdict.again:
+            return self._answer(push, ev.AGAIN, verdict.reason, trace.REFUSED)
+        consumed = self.ledger.consumed
+        whole = self.ledger.book(
+            push.epoch,
+            push.fragment,
+            push.stop,
+            push.samples,
+            push.fence,
+            applied=verdict.accepted,
+        )
+        self.updates += 1
+        effects: list[Effect] = []
+        if verdict.accepted:
+            self.version += 1
+            record = self._record(push, trace.APPLIED, staleness, verdict.scale)
+            effects.append(Apply(push, verdict.scale, consumed, record))
+            effects.append(self._ack(push, ev.APPLIED, ""))
+        else:
+            effects.append(Log(self._record(push, trace.DROPPED, staleness, 0.0)))
+            effects.append(self._ack(push, ev.DROPPED, verdict.reason))
+        effects += self._tell_clock(push)
+        if whole:
+            effects.append(self._report(push.epoch, push.fragment, now))
+        return effects
+
+    def _record(self, push: ev.Push, kind: int, staleness: int, scale: float) -> trace.Record:
+        return trace.Record(
+            kind,
+            self.incarnation,
+            self.version,
+            push.worker,
+            push.session,
+            push.seq,
+            push.fence,
+            push.epoch,
+            push.fragment,
+            push.first,
+            push.stop,
+            push.samples,
+            push.clock,
+            staleness,
+            scale,
+            push.reads,
+        )
+
+    def _answer(self, push: ev.Push, outcome: str, reason: str, kind: int) -> list[Effect]:
+        if push.lineage != self.settings.lineage:
+            return []
+        record = self._record(push, kind, 0, 0.0)
+        return [Log(record), self._ack(push, outcome, reason)]
+
+    def _ack(self, push: ev.Push, outcome: str, reason: str) -> Send:
+        standing = self.ledger.next(push.epoch, push.fragment)
+        return Send(
+            (WORKER, push.worker),
+            ev.Acked(self.shard, push.session, push.seq, outcome, standing, reason),
+        )
+
+    # --- clocks and pulls ---------------------------------------------------------------------
+
+    def _tell_clock(self, push: ev.Push) -> list[Effect]:
+        if not self._keeps_clocks:
+            return []
+        self._clocks.pushed(push.worker, push.session, push.clock + 1)
+        return self._publish_clock()
+
+    def _publish_clock(self) -> list[Effect]:
+        clock = self._clocks.published
+        if clock == self._published:
+            return []
+        self._published = clock
+        ready = [p for p in self._waiting if p.need <= clock]
+        self._waiting = [p for p in self._waiting if p.need > clock]
+        return [PublishClock(clock), *map(self._parameters, ready)]
+
+    def _parameters(self, pull: ev.PullAsked) -> SendParameters:
+        read = (self.incarnation, self.version)
+        return SendParameters(pull.worker, pull.seq, read, self._published)
+
+    def _pull(self, pull: ev.PullAsked, now: float) -> list[Effect]:
+        if pull.need <= self._published:
+            return [self._parameters(pull)]
+        self._waiting = [p for p in self._waiting if p.worker != pull.worker]
+        self._waiting.append(pull)
+        return []
+
+    def _members_changed(self, event: ev.MembersChanged, now: float) -> list[Effect]:
+        self._clocks.change(event)
+        seen = Send(ev.SCHEDULER, ev.MembersSeen(self.shard, event.generation))
+        return [seen, *self._publish_clock()]
+
+    # --- the scheduler's wishes ---------------------------------------------------------------
+
+    def _started(self, event: ev.Started, now: float) -> list[Effect]:
+        effects: list[Effect] = []
+        if self.incarnation > 0:
+            record = trace.Record(
+                trace.RESTORED, self.incarnation, self.version, seq=self.restored_step
+            )
+            effects.append(Log(record))
+        if self._keeps_clocks:
+            effects += self._publish_clock()
+        return [*effects, self._ready()]
+
+    def _server_seen(self, event: ev.ServerSeen, now: float) -> list[Effect]:
+        self._seen = self._seen or event.incarnation == self.incarnation
+        return []
+
+    def _ready(self) -> Send:
+        return Send(
+            ev.SCHEDULER,
+            ev.ServerReady(
+                self.shard,
+                self.incarnation,
+                self.version,
+                self.ledger.complete(),
+                self.ledger.nexts(),
+            ),
+        )
+
+    def _fence(self, event: ev.FenceAsked, now: float) -> list[Effect]:
+        self.ledger.raise_fence(event.epoch, event.fragment, event.fence)
+        standing = self.ledger.next(event.epoch, event.fragment)
+        answer = ev.Fenced(
+            self.shard, self.incarnation, event.epoch, event.fragment, event.fence, standing
+        )
+        return [Send(ev.SCHEDULER, answer)]
+
+    def _report(self, epoch: int, fragment: int, now: float) -> Send:
+        self._booked_number += 1
+        number = self._booked_number
+        report = ev.Booked(self.shard, self.incarnation, number, epoch, fragment)
+        self._unseen[number] = (now, report)
+        return Send(ev.SCHEDULER, report)
+
+    def _booked_seen(self, event: ev.BookedSeen, now: float) -> list[Effect]:
+        self._unseen.pop(event.number, None)
+        return []
+
+    def _snapshot(self, event: ev.SnapshotAsked, now: float) -> list[Effect]:
+        if event.step <= self._snapshot_step:
+            # Asked again: the answer may have been lost, or is still being written. What is asked
+            # late must not change a checkpoint that is complete.
+            answer = self._snapshot_answer if event.step == self._snapshot_step else None
+            return [] if answer is None else [Send(ev.SCHEDULER, answer)]
+        self.floor = max(self.floor, event.floor)
+        self._snapshot_step, self._snapshot_answer = event.step, None
+        record = trace.Record(trace.SNAPSHOT, self.incarnation, self.version, seq=event.step)
+        state = self.ledger.state()
+        return [
+            Log(record),
+            SaveSnapshot(event.step, self.version, self.ledger.consumed, state),
+        ]
+
+    def _snapshot_written(self, event: ev.SnapshotWritten, now: float) -> list[Effect]:
+        message: ev.Event
+        if event.error:
+            message = ev.SnapshotFailed(self.shard, self.incarnation, event.step, event.error)
+        else:
+            message = ev.SnapshotTaken(
+                self.shard,
+                self.incarnation,
+                event.step,
+                event.version,
+                event.samples,
+                event.file,
+            )
+        self._snapshot_answer = message
+        return [Send(ev.SCHEDULER, message)]
+
+    def _tick(self, event: ev.Tick, now: float) -> list[Effect]:
+        effects: list[Effect] = [] if self._seen else [self._ready()]
+        for number, (sent, report) in self._unseen.items():
+            if now - sent >= self.settings.resend_s:
+                self._unseen[number] = (now, report)
+                effects.append(Send(ev.SCHEDULER, report))
+        return effects

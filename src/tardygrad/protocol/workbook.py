@@ -1,0 +1,253 @@
+"""The work of a run: which fragments are fresh, leased, being fenced, waiting again, or done.
+
+Theory of operation. An epoch's fragments are issued in order. A fragment is *fresh* until it is
+first leased, and *done* once every shard has booked it whole. A fragment whose lease ended early is
+*fencing*: all shards are asked to refuse the old lease and to say where they stand; only when all
+have answered is it *pending*, to be leased again from the lowest batch that some shard lacks. So no
+two leases of a fragment can both change a shard.
+
+At most two epochs are open at a time: workers that find an epoch exhausted go on with the next one
+while others finish, but nobody gets further ahead.
+"""
+
+from __future__ import annotations
+
+import heapq
+
+from tardygrad.data.fragments import FragmentPlan
+from tardygrad.protocol.events import Lease, ServerReady
+
+Fragment = tuple[int, int]
+"""``(epoch, fragment)``."""
+
+
+class _EpochBook:
+    __slots__ = ("booked", "done", "issued")
+
+    def __init__(self) -> None:
+        self.issued = 0
+        self.done: set[int] = set()
+        self.booked: dict[int, set[int]] = {}
+
+
+class _Fencing:
+    __slots__ = ("fence", "nexts", "waiting")
+
+    def __init__(self, fence: int, shards: range) -> None:
+        self.fence = fence
+        self.waiting = set(shards)
+        self.nexts: dict[int, int] = {}
+
+
+class WorkBook:
+    """Pure bookkeeping; the scheduler is its only user."""
+
+    def __init__(self, plan: FragmentPlan, epochs: int, shards: int, first_fence: int) -> None:
+        self.plan = plan
+        self.epochs = epochs
+        self.leases: dict[int, Lease] = {}
+        self.fencing: dict[Fragment, _Fencing] = {}
+        self.next_fence = first_fence
+        self._fragments = plan.fragments_per_epoch
+        self._shards = range(shards)
+        self._books: list[_EpochBook] = []
+        self._ended: set[int] = set()
+        self._unfinished: set[int] = set()
+        self._pending: list[tuple[int, int, int, tuple[int, ...]]] = []
+        self._fence_of: dict[Fragment, int] = {}
+        self._fences_of_worker: dict[int, list[int]] = {}
+
+    # --- questions ----------------------------------------------------------------------------
+
+    @property
+    def finished(self) -> bool:
+        """Every epoch is done."""
+        return len(self._books) >= self.epochs and not self._unfinished
+
+    def remaining(self) -> int:
+        """Fragments of the run that nobody has a lease of and that are not done."""
+        fresh = (self.epochs - len(self._books)) * self._fragments
+        if self._books:
+            fresh += self._fragments - self._books[-1].issued
+        return fresh + len(self._pending) + len(self.fencing)
+
+    def available(self) -> bool:
+        """Whether a lease can be granted now."""
+        return bool(self._pending) or self._fresh_epoch() is not None
+
+    def holds_lease(self, worker: int) -> bool:
+        """Whether the worker holds a lease."""
+        return bool(self._fences_of_worker.get(worker))
+
+    def fragments_done(self) -> int:
+        """Fragments of the whole run that are done."""
+        return sum(len(book.done) for book in self._books)
+
+    # --- leases -------------------------------------------------------------------------------
+
+    def _fresh_epoch(self) -> int | None:
+        if self._books and self._books[-1].issued < self._fragments:
+            return len(self._books) - 1
+        if len(self._books) < self.epochs and len(self._unfinished) < 2:
+            return len(self._books)
+        return None
+
+    def new_fence(self) -> int:
+        """The next fence number."""
+        fence = self.next_fence
+        self.next_fence += 1
+        return fence
+
+    def grant(self, worker: int, session: int, clock: int = 0) -> Lease | None:
+        """Lease the most urgent fragment to ``worker``, or None if there is none now."""
+        if self._pending:
+            epoch, fragment, first, cuts = heapq.heappop(self._pending)
+        else:
+            fresh = self._fresh_epoch()
+            if fresh is None:
+                return None
+            if fresh == len(self._books):
+                self._open()
+            epoch, first, cuts = fresh, 0, ()
+            fragment = self._books[fresh].issued
+            self._books[fresh].issued += 1
+        stop = self.plan.batches(fragment)
+        fence = self.new_fence()
+        lease = Lease(fence, session, worker, epoch, fragment, first, stop, cuts, clock)
+        self.leases[lease.fence] = lease
+        self._fence_of[(epoch, fragment)] = lease.fence
+        self._fences_of_worker.setdefault(worker, []).append(lease.fence)
+        return lease
+
+    def _open(self) -> None:
+        self._unfinished.add(len(self._books))
+        self._books.append(_EpochBook())
+
+    def _close_lease(self, where: Fragment) -> None:
+        fence = self._fence_of.pop(where, None)
+        if fence is not None:
+            lease = self.leases.pop(fence)
+            self._fences_of_worker[lease.worker].remove(fence)
+
+    def release(self, worker: int) -> list[Fragment]:
+        """End the worker's leases; returns the fragments that must be fenced."""
+        fences = list(self._fences_of_worker.get(worker, ()))
+        return [
+            self._begin_fencing((x.epoch, x.fragment)) for x in map(self.leases.get, fences) if x
+        ]
+
+    def release_all(self) -> list[Fragment]:
+        """End every lease; returns the fragments that must be fenced."""
+        held = [(x.epoch, x.fragment) for x in self.leases.values()]
+        return [self._begin_fencing(where) for where in held]
+
+    def _begin_fencing(self, where: Fragment) -> Fragment:
+        self._close_lease(where)
+        self.fencing[where] = _Fencing(self.new_fence(), self._shards)
+        return where
+
+    def fenced(self, shard: int, where: Fragment, fence: int, next_batch: int) -> bool:
+        """Take in a shard's answer; True when the fragment is no longer fencing."""
+        entry = self.fencing.get(where)
+        if entry is None or entry.fence != fence:
+            return False
+        entry.waiting.discard(shard)
+        entry.nexts[shard] = next_batch
+        if entry.waiting:
+            return False
+        del self.fencing[where]
+        epoch, fragment = where
+        stop = self.plan.batches(fragment)
+        for s, standing in entry.nexts.items():
+            if standing == stop:
+                self.booked(s, epoch, fragment)
+        if fragment not in self._books[epoch].done:
+            first, *cuts = sorted(set(entry.nexts.values()))
+            heapq.heappush(self._pending, (epoch, fragment, first, tuple(cuts)))
+        return True
+
+    # --- what the shards say ------------------------------------------------------------------
+
+    def booked(self, shard: int, epoch: int, fragment: int) -> Lease | None:
+        """A shard has booked a fragment whole. Returns the lease that this completes, if any."""
+        book = self._books[epoch]
+        if fragment in book.done:
+            return None
+        shards = book.booked.setdefault(fragment, set())
+        shards.add(shard)
+        if len(shards) < len(self._shards):
+            return None
+        del book.booked[fragment]
+        book.done.add(fragment)
+        if len(book.done) == self._fragments:
+            self._unfinished.discard(epoch)
+        lease = self.leases.get(self._fence_of.get((epoch, fragment), -1))
+        self._close_lease((epoch, fragment))
+        return lease
+
+    def newly_ended(self) -> list[int]:
+        """Epochs that ended since the last call, each reported once in a run."""
+        ended = [
+            e for e in range(len(self._books)) if e not in self._unfinished and e not in self._ended
+        ]
+        self._ended.update(ended)
+        return ended
+
+    def forget_ended(self, epochs: int) -> None:
+        """Treat the first ``epochs`` epochs as reported before (a resumed run)."""
+        self._ended.update(range(epochs))
+
+    def restored(self, ready: ServerReady) -> list[Fragment]:
+        """Take in the ledger of a shard that came back; returns the fragments to fence.
+
+        Afterwards no lease is active. Whatever the shard's ledger lacks is fencing, so that it will
+        be leased again; other shards will skip what they have.
+        """
+        nexts = {(e, f): n for e, f, n in ready.nexts}
+        complete = set(ready.complete)
+        self._issue_what_was_touched(complete, nexts)
+        again = dict.fromkeys(self.release_all())
+        pending = {(e, f) for e, f, _, _ in self._pending}
+        for epoch, book in enumerate(self._books):
+            for fragment in range(book.issued):
+                where = (epoch, fragment)
+                if epoch in complete or nexts.get(where) == self.plan.batches(fragment):
+                    if where in self.fencing:
+                        continue
+                    self.booked(ready.shard, epoch, fragment)
+                    if fragment in book.done or where in pending:
+                        continue
+                    # Only this shard's ledger tells of it: the others must be asked.
+                else:
+                    self._unbook(ready.shard, where)
+                if where in self.fencing:
+                    self.fencing[where].waiting.add(ready.shard)
+                else:
+                    self._begin_fencing(where)
+                again[where] = None
+        self._pending = [p for p in self._pending if (p[0], p[1]) not in self.fencing]
+        heapq.heapify(self._pending)
+        return list(again)
+
+    def _issue_what_was_touched(
+        self, complete: set[int], nexts: dict[tuple[int, int], int]
+    ) -> None:
+        touched = [e for e, _ in nexts] + list(complete)
+        while touched and len(self._books) <= max(touched):
+            self._open()
+        for epoch, book in enumerate(self._books):
+            if epoch in complete or epoch < len(self._books) - 1:
+                book.issued = self._fragments
+        for epoch, fragment in nexts:
+            book = self._books[epoch]
+            book.issued = max(book.issued, fragment + 1)
+
+    def _unbook(self, shard: int, where: Fragment) -> None:
+        epoch, fragment = where
+        book = self._books[epoch]
+        if fragment in book.done:
+            book.done.discard(fragment)
+            book.booked[fragment] = set(self._shards)
+            self._unfinished.add(epoch)
+        if fragment in book.booked:
+            book.booked[fragment].discard(shard)

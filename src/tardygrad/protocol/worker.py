@@ -1,0 +1,320 @@
+"""The worker: takes leases, pulls, computes, pushes, and knows what is still unanswered.
+
+Theory of operation. A worker is *idle*, *pulling* or *computing*; beside that it holds at most two
+leases (the one at hand and the next, asked for early so that it never waits for the scheduler) and
+its *outstanding* pushes, each with the shards that have not answered. It starts the next exchange
+when at most ``in_flight`` pushes are outstanding: 0 waits for every answer (a single worker then
+has no staleness), 1 overlaps the push with the next computation.
+
+Whatever goes wrong (a lease overtaken by a newer one, a server restored from an older snapshot)
+shows as a refused push. The worker then abandons all its leases, waits until every outstanding
+push is answered, and goes on with the next lease under a new *session*, pulling afresh. Unanswered
+messages are sent again; every receiver recognises what it had before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tardygrad.consistency import ASP, SSP
+from tardygrad.errors import InvariantViolation
+from tardygrad.protocol import events as ev
+from tardygrad.protocol.clocks import NOBODY
+from tardygrad.protocol.effects import Compute, Effect, Leave, Publish, Pull, Release, Send
+
+IDLE = "idle"
+PULLING = "pulling"
+COMPUTING = "computing"
+GONE = "gone"
+
+_NO_SESSION = 0
+
+
+class WorkerSettings:
+    """What a worker must know of the run."""
+
+    def __init__(
+        self,
+        *,
+        lineage: int,
+        shards: int,
+        exchange_period: int,
+        in_flight: int,
+        consistency: ASP | SSP,
+        resend_s: float,
+    ) -> None:
+        self.lineage = lineage
+        self.shards = tuple(range(shards))
+        self.exchange_period = exchange_period
+        # A read must include the worker's own writes where clocks bound the staleness.
+        self.in_flight = 0 if consistency.uses_clocks else in_flight
+        self.consistency = consistency
+        self.resend_s = resend_s
+
+
+class _Outstanding:
+    __slots__ = ("push", "sent", "waiting")
+
+    def __init__(self, push: ev.Push, shards: tuple[int, ...], now: float) -> None:
+        self.push = push
+        self.waiting = set(shards)
+        self.sent = now
+
+
+class Worker:
+    """The state machine of one worker's life; change it through :meth:`handle` alone."""
+
+    def __init__(self, worker: int, settings: WorkerSettings, *, incarnation: int = 0) -> None:
+        self.worker = worker
+        self.incarnation = incarnation
+        self.settings = settings
+        self.phase = IDLE
+        self.clock = 0
+        self.session = _NO_SESSION
+        self.lease: ev.Lease | None = None
+        self.upcoming: ev.Lease | None = None
+        self.outstanding: dict[int, _Outstanding] = {}
+        self.stopping = ""
+        self._abandoned = ""
+        self._given_up = _NO_SESSION
+        self._fresh = True
+        self._position = 0
+        self._range_stop = 0
+        self._computing: ev.Lease | None = None
+        # Answers to an earlier life's pushes, pulls and asks must not be taken for this one's.
+        self._seq = self._ask = incarnation << 32
+        self._phase_since = 0.0
+        self._reads: tuple[ev.Read, ...] = ()
+        self._received = 0
+        self._asked: ev.LeaseAsked | None = None
+        self._asked_at = 0.0
+        self._handlers: dict[type, Callable[[Any, float], list[Effect]]] = {
+            ev.Computed: self._computed,
+            ev.Acked: self._acked,
+            ev.Pulled: self._pulled,
+            ev.Granted: self._granted,
+            ev.Tick: self._tick,
+            ev.Started: self._started,
+            ev.StopAsked: self._stop,
+        }
+
+    def handle(self, event: ev.Event, now: float) -> list[Effect]:
+        """One event in, what is to be done out."""
+        if self.phase == GONE:
+            return []
+        handler = self._handlers.get(type(event))
+        if handler is None:
+            raise InvariantViolation(f"worker {self.worker} got {event!r}, which no worker handles")
+        return handler(event, now)
+
+    # --- the cycle: lease, pull, compute, push ------------------------------------------------
+
+    def _started(self, event: ev.Started, now: float) -> list[Effect]:
+        ready = Send(ev.SCHEDULER, ev.WorkerReady(self.worker, self.incarnation))
+        return [ready, *self._advance(now)]
+
+    def _advance(self, now: float) -> list[Effect]:
+        if self.phase != IDLE:
+            return []
+        if self.stopping:
+            return [] if self.outstanding else self._leave()
+        if self.lease is None and not self._take_up():
+            return self._ask_for_lease(now, prefetch=False)
+        if len(self.outstanding) > self.settings.in_flight:
+            return []
+        self._seq += 1
+        self.phase = PULLING
+        self._phase_since = now
+        return [self._pull_effect()]
+
+    def _pull_effect(self) -> Pull:
+        need = self.settings.consistency.need(self.clock)
+        return Pull(self._seq, need, self._fresh)
+
+    def _take_up(self) -> bool:
+        lease = self.upcoming
+        if lease is None:
+            return False
+        if lease.session != self.session:
+            if self.outstanding:
+                # The slots of the old session are still being read.
+                return False
+            self.session = lease.session
+            self._fresh = True
+            # The clock by which the servers know this session.
+            self.clock = lease.clock
+        self.lease, self.upcoming = lease, None
+        self._position = lease.first
+        return True
+
+    def _leave(self) -> list[Effect]:
+        self.phase = GONE
+        left = ev.WorkerLeft(self.worker, self.incarnation)
+        return [Send(ev.SCHEDULER, left), Leave(self.stopping)]
+
+    def _pulled(self, event: ev.Pulled, now: float) -> list[Effect]:
+        if self.phase != PULLING or event.seq != self._seq:
+            return []
+        lease = self.lease
+        assert lease is not None
+        if self.clock < event.clock < NOBODY:
+            self.clock = event.clock
+        self._reads = event.reads
+        self._fresh = False
+        self.phase = COMPUTING
+        self._phase_since = now
+        self._computing = lease
+        self._range_stop = self._next_stop(lease)
+        return [Compute(self._seq, lease, self._position, self._range_stop)]
+
+    def _next_stop(self, lease: ev.Lease) -> int:
+        stop = min(self._position + self.settings.exchange_period, lease.stop)
+        for cut in lease.cuts:
+            if self._position < cut < stop:
+                return cut
+        return stop
+
+    def _computed(self, event: ev.Computed, now: float) -> list[Effect]:
+        if self.phase != COMPUTING or event.seq != self._seq:
+            return []
+        self.phase = IDLE
+        lease, self._computing = self._computing, None
+        if lease is None or lease is not self.lease:
+            # Abandoned while it was computed: nobody would accept it.
+            return [Release(event.seq), *self._advance(now)]
+        push = ev.Push(
+            self.settings.lineage,
+            self.worker,
+            self.session,
+            event.seq,
+            lease.fence,
+            lease.epoch,
+            lease.fragment,
+            self._position,
+            self._range_stop,
+            event.samples,
+            self.clock,
+            self._reads,
+        )
+        self.outstanding[event.seq] = _Outstanding(push, self.settings.shards, now)
+        self.clock += 1
+        self._position = self._range_stop
+        effects: list[Effect] = [Publish(push, self.settings.shards)]
+        if self._position == lease.stop:
+            self.lease = None
+        elif 2 * self._position >= lease.first + lease.stop:
+            effects += self._ask_for_lease(now, prefetch=True)
+        return effects + self._advance(now)
+
+    # --- answers ------------------------------------------------------------------------------
+
+    def _acked(self, event: ev.Acked, now: float) -> list[Effect]:
+        entry = self.outstanding.get(event.seq)
+        if entry is None or event.shard not in entry.waiting:
+            return []
+        if event.session != entry.push.session:
+            return []
+        if event.outcome == ev.GAP:
+            return self._gap(event, entry, now)
+        effects: list[Effect] = []
+        if event.outcome in (ev.REFUSED, ev.AGAIN):
+            effects = self._abandon(entry.push, f"{event.outcome}: {event.reason}", now)
+        return effects + self._answered(event, entry, now)
+
+    def _answered(self, event: ev.Acked, entry: _Outstanding, now: float) -> list[Effect]:
+        entry.waiting.discard(event.shard)
+        if entry.waiting:
+            return []
+        del self.outstanding[event.seq]
+        return [Release(event.seq), *self._advance(now)]
+
+    def _gap(self, event: ev.Acked, entry: _Outstanding, now: float) -> list[Effect]:
+        earlier = [
+            o
+            for o in self.outstanding.values()
+            if event.shard in o.waiting
+            and o.push.fence == entry.push.fence
+            and o.push.seq <= event.seq
+        ]
+        if min(o.push.first for o in earlier) > event.next:
+            # The server stands before anything that is still in these hands.
+            effects = self._abandon(entry.push, f"shard {event.shard} went back", now)
+            return effects + self._answered(event, entry, now)
+        for o in earlier:
+            o.sent = now
+        return [Publish(o.push, (event.shard,)) for o in earlier]
+
+    def _abandon(self, push: ev.Push, reason: str, now: float) -> list[Effect]:
+        if push.session <= self._given_up:
+            return []
+        self._give_up(push.session)
+        if self.upcoming is not None:
+            return []
+        self._abandoned = reason
+        self._asked = None
+        return self._ask_for_lease(now, prefetch=False)
+
+    def _give_up(self, session: int) -> None:
+        self._given_up = session
+        self.lease = None
+        if self.upcoming is not None and self.upcoming.session <= session:
+            self.upcoming = None
+        if self.phase == PULLING:
+            self.phase = IDLE
+
+    # --- the scheduler ------------------------------------------------------------------------
+
+    def _ask_for_lease(self, now: float, *, prefetch: bool) -> list[Effect]:
+        if self.stopping or self.upcoming is not None:
+            return []
+        if self._asked is not None and (prefetch or not self._asked.prefetch):
+            return []
+        self._ask += 1
+        self._asked = ev.LeaseAsked(
+            self.worker,
+            self.incarnation,
+            self.session,
+            self._ask,
+            self._received,
+            prefetch,
+            bool(self._abandoned),
+            self._abandoned,
+            self.clock,
+        )
+        self._asked_at = now
+        return [Send(ev.SCHEDULER, self._asked)]
+
+    def _granted(self, event: ev.Granted, now: float) -> list[Effect]:
+        if self._asked is None or event.ask != self._ask:
+            return []
+        self._asked = None
+        self._abandoned = ""
+        self._received = event.lease.fence
+        self.upcoming = event.lease
+        if event.lease.session > self.session > self._given_up:
+            # A new session: the scheduler has ended all leases of the one at hand.
+            self._give_up(self.session)
+        return self._advance(now)
+
+    def _stop(self, event: ev.StopAsked, now: float) -> list[Effect]:
+        self.stopping = event.reason or "asked to stop"
+        if self.phase == PULLING:
+            # The parameters are of no use any more, and may have to be waited for.
+            self.phase = IDLE
+        return self._advance(now)
+
+    def _tick(self, event: ev.Tick, now: float) -> list[Effect]:
+        effects: list[Effect] = []
+        patience = self.settings.resend_s
+        if self._asked is not None and now - self._asked_at >= patience:
+            self._asked_at = now
+            effects.append(Send(ev.SCHEDULER, self._asked))
+        for entry in self.outstanding.values():
+            if now - entry.sent >= patience:
+                entry.sent = now
+                effects.append(Publish(entry.push, tuple(sorted(entry.waiting))))
+        if self.phase == PULLING and now - self._phase_since >= patience:
+            self._phase_since = now
+            effects.append(self._pull_effect())
+        return effects

@@ -1,0 +1,319 @@
+"""Re-execute a recorded run from its traces alone and compare the parameters, bit for bit.
+
+Theory of operation. A trace says in which order its shard applied the updates, and of each update
+which batches it was made of and which version of *every* shard its worker had read. The order in
+time of anything else is irrelevant: an update is a function of the parameters read, the batches,
+and (where a method keeps a replica, or a model buffers) the session's earlier steps. So a run is a
+graph (``protocol.history``), and this module computes what the final parameters need of it, with
+the same worker and shard hosts as the engines, in one process.
+
+Shards apply their updates in turn, and a step is computed when the first shard asks for it. A
+version is kept until the last step that reads it is computed, an update until the last shard has
+applied it, a snapshot until the last life that begins with it: memory does not grow with the run.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+
+from tardygrad.engines.base import Job, Tensors
+from tardygrad.engines.shard_host import ShardHost, digest
+from tardygrad.engines.worker_host import WorkerHost
+from tardygrad.errors import LedgerError, RunDirectoryError
+from tardygrad.metrics import sink
+from tardygrad.protocol.effects import Apply, Compute
+from tardygrad.protocol.events import Lease
+from tardygrad.protocol.history import History, Life, State, Step, impossible, push_of
+from tardygrad.protocol.trace import Record
+from tardygrad.storage.run_directory import RunDirectory
+from tardygrad.storage.traces import read_traces
+
+__all__ = ["ReplayReport", "replay", "replay_traces"]
+
+Progress: TypeAlias = Callable[[int, int], None]
+"""Called with the steps computed so far and the steps to compute in all."""
+
+_REPORT_EVERY_S = 0.05
+
+
+@dataclass(frozen=True)
+class ReplayReport:
+    """What a replay gave. Digests are hexadecimal; ``updates`` were computed in ``seconds``."""
+
+    expected: str
+    found: str
+    updates: int
+    seconds: float
+
+    @property
+    def matches(self) -> bool:
+        """Whether the parameters are the recorded run's, bit for bit."""
+        return self.expected == self.found
+
+
+def replay(run: str | os.PathLike[str], progress: Progress | None = None) -> ReplayReport:
+    """Repeat a run that has ended, and compare the digest of its parameters.
+
+    Nothing is written. The caller's random state and thread count are left as they were.
+
+    Args:
+        run: The run's directory.
+        progress: Called now and then.
+
+    Raises:
+        RunDirectoryError: There is no run, or it has not ended.
+        LedgerError: A trace is damaged, missing, or impossible.
+        ReplayMismatch: The traces lack a step that the parameters depend on.
+    """
+    from tardygrad.training import job_of_run
+
+    directory = RunDirectory.open(run)
+    expected = _recorded_digest(directory)
+    traces = read_traces(directory.trace)
+    threads = torch.get_num_threads()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            job = job_of_run(directory.path)
+            torch.set_num_threads(job.config.threads)
+            began = time.perf_counter()
+            execution = _Execution(job, traces, progress)
+            found = digest([execution.run()])
+            return ReplayReport(expected, found, execution.done, time.perf_counter() - began)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def replay_traces(
+    job: Job, traces: Sequence[Sequence[Record]], progress: Progress | None = None
+) -> torch.Tensor:
+    """The final parameters and averaged buffers of a run, float32 ``[layout.size]``.
+
+    Args:
+        job: What the run was given; its ``trace_directory`` and engine are not looked at.
+        traces: For each shard its records, oldest first.
+        progress: Called now and then.
+
+    Raises:
+        LedgerError: The traces are impossible: something was read that never was, say.
+        ReplayMismatch: The traces lack a step that the parameters depend on.
+    """
+    return _Execution(job, traces, progress).run()
+
+
+def _recorded_digest(directory: RunDirectory) -> str:
+    last: dict[str, Any] = {}
+    for event in sink.read(directory.metrics_jsonl):
+        if event.get("event") in ("run_start", "run_end"):
+            last = event
+    if not isinstance(last.get("digest"), str):
+        raise RunDirectoryError(
+            f"{directory} has no end to compare with: it is going on or was killed; resume it, "
+            "and replay it when it has ended"
+        )
+    return str(last["digest"])
+
+
+class _NoTrace:
+    """A replay records nothing."""
+
+    def write(self, record: Record) -> None:
+        """Forget the record."""
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
+class _Memory:
+    """What is kept of states that something will need: copies, and how often they are needed."""
+
+    def __init__(self, history: History) -> None:
+        self._readers, self._heirs = history.readers, history.heirs
+        self._copies: dict[State, tuple[torch.Tensor, torch.Tensor | None]] = {}
+        self._snapshots: dict[State, Tensors] = {}
+
+    def reached(self, state: State, host: ShardHost, buffers: torch.Tensor | None) -> None:
+        """Keep of a shard's state what is needed of it."""
+        if self._readers[state]:
+            copy = None if buffers is None else buffers.clone()
+            self._copies[state] = (host.parameters.clone(), copy)
+        if self._heirs[state]:
+            self._snapshots[state] = host.snapshot()
+
+    def has(self, state: State) -> bool:
+        """Whether the state can be read."""
+        return state in self._copies
+
+    def read(self, state: State) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The shard's parameters, and the averaged buffers if it is shard 0; a reader less."""
+        self._readers[state] -= 1
+        return self._copies[state] if self._readers[state] else self._copies.pop(state)
+
+    def snapshot(self, state: State) -> Tensors:
+        """The snapshot that a life begins with; an heir less."""
+        self._heirs[state] -= 1
+        return self._snapshots[state] if self._heirs[state] else self._snapshots.pop(state)
+
+
+class _Shard:
+    """One shard on its way through its lives."""
+
+    def __init__(
+        self, job: Job, number: int, lives: Iterable[Life], flat: torch.Tensor, memory: _Memory
+    ) -> None:
+        self._job = job
+        self._memory = memory
+        self._where = job.ranges[number].slice
+        self._parameters = flat[self._where]
+        self._buffers_at = job.layout.parameters_size
+        self._buffers = flat[self._buffers_at :] if number == 0 else None
+        self._lives = [life for life in lives if life.need >= 0]
+        self.reached = 0
+        """How many states were reached so far."""
+        self._begin()
+
+    def next(self) -> tuple[Record, int] | None:
+        """What is to be applied next and the samples booked before it; None at the end."""
+        while self._version == self._lives[0].need:
+            if len(self._lives) == 1:
+                return None
+            self._lives.pop(0)
+            self._begin()
+        life = self._lives[0]
+        return life.applied[self._version - life.base]
+
+    def apply(self, record: Record, consumed: int, update: torch.Tensor) -> None:
+        """Apply an update, float32 ``[layout.size]``."""
+        effect = Apply(push_of(record), record.scale, consumed, record)
+        self._host.apply(effect, update[self._where], update[self._buffers_at :])
+        self._reached(self._version + 1)
+
+    def _begin(self) -> None:
+        """Begin the next life as an engine starts a server."""
+        self._parameters.copy_(self._job.initial[self._where])
+        if self._buffers is not None:
+            self._buffers.copy_(self._job.initial[self._buffers_at :])
+        self._host = ShardHost(self._job.method, self._parameters, self._buffers, _NoTrace())
+        life = self._lives[0]
+        if life.start is not None:
+            self._host.restore(self._memory.snapshot(life.start))
+        self._reached(life.base)
+
+    def _reached(self, version: int) -> None:
+        self._version = version
+        self.reached += 1
+        self._memory.reached((self._lives[0], version), self._host, self._buffers)
+
+
+class _Execution:
+    """Computes what is needed of a run; ``done`` counts the steps."""
+
+    def __init__(
+        self, job: Job, traces: Sequence[Sequence[Record]], progress: Progress | None
+    ) -> None:
+        if len(traces) != len(job.ranges):
+            raise LedgerError(
+                f"there are traces of {len(traces)} shards, the run has {len(job.ranges)}; restore "
+                "the run directory from a copy"
+            )
+        self.done = 0
+        self._job = job
+        self._progress = progress
+        self._reported = 0.0
+        stateful = job.method.keeps_replica or job.layout.buffers_size > 0
+        self._history = History(traces, stateful=stateful)
+        self._total = self._history.needed
+        self._memory = _Memory(self._history)
+        self._computed: set[Step] = set()
+        self._updates: dict[Step, torch.Tensor] = {}
+        self._hosts: dict[int, WorkerHost] = {}
+        self._idle: list[WorkerHost] = []
+
+    def run(self) -> torch.Tensor:
+        """The final parameters and buffers, float32 ``[layout.size]``."""
+        flat = self._job.initial.clone()
+        shards = [
+            _Shard(self._job, number, lives, flat, self._memory)
+            for number, lives in enumerate(self._history.lives)
+        ]
+        reached = -1
+        while sum(shard.reached for shard in shards) > reached:
+            reached = sum(shard.reached for shard in shards)
+            for shard in shards:
+                self._advance(shard)
+        for number, shard in enumerate(shards):
+            if (item := shard.next()) is not None:
+                impossible(number, item[0], "it was computed from something that came after it")
+        self._report(last=True)
+        return flat
+
+    def _advance(self, shard: _Shard) -> None:
+        """Apply to a shard what can be applied now."""
+        while (item := shard.next()) is not None:
+            record, consumed = item
+            step = self._history.step(record)
+            if not self._compute(step):
+                break
+            shard.apply(record, consumed, self._updates[step])
+            step.uses -= 1
+            if not step.uses:
+                del self._updates[step]
+
+    def _compute(self, step: Step) -> bool:
+        """Compute a step and what of its session must go before; False if a read is to come."""
+        chain: list[Step] = []
+        todo: Step | None = step
+        while todo is not None and todo not in self._computed:
+            chain.append(todo)
+            todo = todo.previous
+        for one in reversed(chain):
+            if not all(map(self._memory.has, one.reads)):
+                return False
+            self._execute(one)
+        return True
+
+    def _execute(self, step: Step) -> None:
+        host = self._hosts.get(step.session)
+        if host is None:
+            host = self._hosts[step.session] = self._idle.pop() if self._idle else self._new_host()
+        fresh = step.previous is None
+        target = host.pull_target(fresh=fresh)
+        parts = [self._memory.read(state) for state in step.reads]
+        for key_range, (parameters, _) in zip(self._job.ranges, parts, strict=True):
+            target[key_range.slice] = parameters
+        host.pulled(fresh=fresh, buffers=parts[0][1])
+        # Zeros, because a model that computes nothing writes nothing.
+        update = torch.zeros(self._job.layout.size)
+        host.compute(_compute_effect(step.record), update)
+        host.adapter.release()
+        self._computed.add(step)
+        if step.uses:
+            self._updates[step] = update
+        self._history.left[step.session] -= 1
+        if not self._history.left[step.session]:
+            self._idle.append(self._hosts.pop(step.session))
+        self.done += 1
+        self._report()
+
+    def _new_host(self) -> WorkerHost:
+        job = self._job
+        return WorkerHost(job.method, job.build_adapter(), job.train, job.plan)
+
+    def _report(self, *, last: bool = False) -> None:
+        if self._progress is None:
+            return
+        now = time.monotonic()
+        if last or now - self._reported >= _REPORT_EVERY_S:
+            self._reported = now
+            self._progress(self.done, self._total)
+
+
+def _compute_effect(record: Record) -> Compute:
+    r = record
+    lease = Lease(r.fence, r.session, r.worker, r.epoch, r.fragment, r.first, r.stop, ())
+    return Compute(r.seq, lease, r.first, r.stop)

@@ -1,0 +1,419 @@
+"""Checkpoints: files of all shards, and a manifest that makes them one thing.
+
+::
+
+    checkpoints/000000120000/shard-000.safetensors    written by server 0
+                             shard-001.safetensors    written by server 1
+                             manifest.json            written last, by whoever coordinates
+
+Servers write their shards whenever they get to it, each from its own process.  The manifest comes
+last and by one rename, so a checkpoint is visible exactly when it is complete.  It states size and
+checksum of every file and of itself; damage is therefore found before anything is restored, and an
+older checkpoint takes over.  A visible checkpoint is never overwritten: a step that is
+checkpointed again gets new shard files beside the old ones, and the new manifest decides.  To
+delete is the reverse of to write: the manifest goes first.
+
+A store keeps no state but a directory's name and may be used in many processes.  Several writers
+of different shards do not disturb each other; commit, prune and discard are for one coordinator.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tardygrad.errors import CheckpointError
+from tardygrad.storage.atomic import (
+    PathLike,
+    make_directory,
+    storage_error,
+    sync_directory,
+    write_bytes,
+    write_json,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+_log = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+_FORMAT = 1
+_STEP_DIGITS = 12
+
+
+@dataclass(frozen=True, slots=True)
+class ShardFile:
+    """One file of a checkpoint: its name in the directory, its size, its SHA-256 in hex."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A committed checkpoint; ``manifest`` is what the committer said, ``shards`` by number."""
+
+    step: int
+    path: Path
+    manifest: dict[str, Any]
+    shards: tuple[ShardFile, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        """The size of all shard files together."""
+        return sum(file.bytes for file in self.shards)
+
+
+class CheckpointStore:
+    """The checkpoints of one run, in ``run_directory``/checkpoints.
+
+    ``skipped`` tells what the last ``newest_valid`` passed over: pairs of path and reason.
+    """
+
+    def __init__(self, run_directory: PathLike) -> None:
+        self.path = Path(run_directory) / "checkpoints"
+        self.skipped: list[tuple[Path, str]] = []
+
+    def write_shard(
+        self,
+        step: int,
+        shard: int,
+        tensors: Mapping[str, torch.Tensor],
+        metadata: Mapping[str, Any],
+    ) -> ShardFile:
+        """Write one shard's part of checkpoint ``step``; it stays invisible until ``commit``.
+
+        Args:
+            step: A number that grows from checkpoint to checkpoint; it names the directory.
+            shard: The shard's number, from 0.
+            tensors: Any shapes and dtypes on any device; copied out before this returns.
+                No two of them may overlap in memory.
+            metadata: Whatever JSON can express: version, ledger, lineage, ...
+
+        Returns:
+            What ``commit`` wants to know of the file.
+
+        Raises:
+            StorageError: The file cannot be written and nothing of it is left; ``discard`` frees
+                what the other shards of this step take.
+        """
+        from safetensors.torch import save
+
+        directory = self.directory(step)
+        make_directory(directory)
+        on_host = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        data = save(on_host, metadata={key: json.dumps(value) for key, value in metadata.items()})
+        name = _free_name(directory, shard)
+        write_bytes(directory / name, data)
+        return ShardFile(name=name, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+    def commit(
+        self, step: int, manifest: Mapping[str, Any], shards: Sequence[ShardFile]
+    ) -> Checkpoint:
+        """Make checkpoint ``step`` visible, all at once.
+
+        Args:
+            step: As given to ``write_shard``.
+            manifest: Whatever JSON can express; it comes back as ``Checkpoint.manifest``.
+            shards: What ``write_shard`` returned, in the order of the shards' numbers.
+
+        Raises:
+            CheckpointError: A file is missing, has another size, or stands in a wrong place.
+            StorageError: The manifest cannot be written; the checkpoint stays invisible.
+        """
+        directory = self.directory(step)
+        _check_complete(directory, shards)
+        document = {
+            "format": _FORMAT,
+            "step": step,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "shards": [asdict(file) for file in shards],
+            "manifest": dict(manifest),
+        }
+        write_json(directory / MANIFEST, {**document, "sha256": _checksum(document)})
+        _remove_superseded(directory, shards)
+        return self.read(step)
+
+    def read(self, step: int) -> Checkpoint:
+        """Checkpoint ``step`` by its manifest alone; its shard files are not looked at.
+
+        Raises:
+            CheckpointError: It was never committed, or its manifest is damaged.
+        """
+        return _read_manifest(self.directory(step))
+
+    def verify(self, checkpoint: Checkpoint) -> None:
+        """Read every byte of ``checkpoint`` and compare.
+
+        Raises:
+            CheckpointError: A file is missing or differs; the message names it.
+        """
+        for file in checkpoint.shards:
+            _verify_file(checkpoint.path / file.name, file)
+
+    def newest_valid(self, *, before: int | None = None) -> Checkpoint | None:
+        """The newest checkpoint whose every byte is right, or None if there is none.
+
+        Args:
+            before: Only look at steps below this one.
+        """
+        self.skipped = []
+        for step, directory in reversed(self._directories()):
+            if before is not None and step >= before:
+                continue
+            try:
+                checkpoint = _read_manifest(directory)
+                self.verify(checkpoint)
+            except CheckpointError as error:
+                self.skipped.append((directory, str(error)))
+                _log.warning("checkpoint passed over: %s", error)
+                continue
+            return checkpoint
+        return None
+
+    def steps(self) -> list[int]:
+        """The steps of all visible checkpoints, oldest first (their shards are not verified)."""
+        return [step for step, directory in self._directories() if _is_visible(directory)]
+
+    def load_shard(
+        self, checkpoint: Checkpoint, shard: int
+    ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """The tensors (on the CPU, owned by the caller) and the metadata of one shard.
+
+        Raises:
+            CheckpointError: There is no such shard, or its file is missing or damaged.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
+        path, data = self._shard_bytes(checkpoint, shard)
+        try:
+            return load(data), _metadata(data)
+        except (SafetensorError, ValueError) as error:
+            raise CheckpointError(f"{path} is not a readable shard file: {error}") from error
+
+    def load_metadata(self, checkpoint: Checkpoint, shard: int) -> dict[str, Any]:
+        """The metadata of one shard alone; needs no torch.
+
+        Raises:
+            CheckpointError: There is no such shard, or its file is missing or damaged.
+        """
+        path, data = self._shard_bytes(checkpoint, shard)
+        try:
+            return _metadata(data)
+        except ValueError as error:
+            raise CheckpointError(f"{path} is not a readable shard file: {error}") from error
+
+    def prune(self, keep: int) -> list[Path]:
+        """Delete all but the newest ``keep`` checkpoints, and what was never finished.
+
+        Unfinished directories go only if they are older than the newest checkpoint: a newer one
+        is being written.  A checkpoint with a damaged manifest does not count as kept and goes
+        with those of its age.  What cannot be deleted is logged and stays; training need not stop
+        for that.
+
+        Returns:
+            The directories that are gone.
+        """
+        if keep < 1:
+            raise ValueError(f"keep = {keep}: at least one checkpoint must be kept")
+        visible = self.steps()
+        if not visible:
+            return []
+        oldest_kept, newest = visible[-keep:][0], visible[-1]
+        doomed = [
+            directory
+            for step, directory in self._directories()
+            if step < oldest_kept or (step < newest and not (directory / MANIFEST).exists())
+        ]
+        return [directory for directory in doomed if _remove(directory)]
+
+    def discard(self, step: int) -> bool:
+        """Delete checkpoint ``step``, finished or not, such as one for which the disk was full."""
+        return _remove(self.directory(step))
+
+    def discard_newer(self, step: int) -> list[Path]:
+        """Delete everything newer than ``step``; for a run that goes on from there.
+
+        Those belong to a future that did not happen: damaged, unfinished, or passed over.  Left
+        alone they would count as the newest ones when it comes to pruning and resuming.
+        """
+        newer = [directory for number, directory in self._directories() if number > step]
+        return [directory for directory in newer if _remove(directory)]
+
+    def directory(self, step: int) -> Path:
+        """Where checkpoint ``step`` lies or would lie."""
+        if step < 0:
+            raise ValueError(f"step = {step}: expected 0 or more")
+        return self.path / f"{step:0{_STEP_DIGITS}d}"
+
+    def _directories(self) -> list[tuple[int, Path]]:
+        """All steps with a directory, complete or not, oldest first."""
+        try:
+            entries = list(self.path.iterdir())
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise storage_error(error, self.path, "read") from error
+        return sorted((int(entry.name), entry) for entry in entries if _is_step(entry.name))
+
+    def _shard_bytes(self, checkpoint: Checkpoint, shard: int) -> tuple[Path, bytes]:
+        if not 0 <= shard < len(checkpoint.shards):
+            raise CheckpointError(
+                f"{checkpoint.path} has no shard {shard}: it holds {len(checkpoint.shards)} "
+                "(was it written with another number of servers?)"
+            )
+        file = checkpoint.shards[shard]
+        path = checkpoint.path / file.name
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        _compare(path, file, len(data), hashlib.sha256(data).hexdigest())
+        return path, data
+
+
+def _is_step(name: str) -> bool:
+    return len(name) >= _STEP_DIGITS and name.isascii() and name.isdigit()
+
+
+def _stem(shard: int) -> str:
+    return f"shard-{shard:03d}"
+
+
+def _free_name(directory: Path, shard: int) -> str:
+    """The plain name, unless a visible checkpoint may be using it."""
+    plain = f"{_stem(shard)}.safetensors"
+    if not (directory / MANIFEST).exists():
+        return plain
+    numbered = (f"{_stem(shard)}.{n}.safetensors" for n in itertools.count(1))
+    candidates = itertools.chain([plain], numbered)
+    return next(name for name in candidates if not (directory / name).exists())
+
+
+def _check_complete(directory: Path, shards: Sequence[ShardFile]) -> None:
+    if not shards:
+        raise CheckpointError(f"cannot commit {directory}: expected the file of at least one shard")
+    for number, file in enumerate(shards):
+        if not file.name.startswith(f"{_stem(number)}."):
+            raise CheckpointError(
+                f"cannot commit {directory}: {file.name} stands in the place of shard {number}; "
+                "give the files in the order of the shards' numbers, without gaps"
+            )
+        try:
+            size = (directory / file.name).stat().st_size
+        except OSError as error:
+            raise _unreadable(directory / file.name, error) from error
+        _compare(directory / file.name, file, size, file.sha256)
+
+
+def _remove_superseded(directory: Path, shards: Sequence[ShardFile]) -> None:
+    """Of a step that was checkpointed twice, the files that the new manifest does not name."""
+    named = {file.name for file in shards}
+    for path in directory.glob("shard-*.safetensors"):
+        if path.name not in named:
+            try:
+                path.unlink()
+            except OSError as error:
+                _log.warning("%s", storage_error(error, path, "delete"))
+
+
+def _checksum(document: Mapping[str, Any]) -> str:
+    """Of the content and not the text: it survives being reformatted, but not being edited."""
+    # Through JSON and back first, so that it is taken of what a reader will get.
+    content = json.loads(json.dumps(document))
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _read_manifest(directory: Path) -> Checkpoint:
+    path = directory / MANIFEST
+    try:
+        document = json.loads(path.read_bytes())
+        if not isinstance(document, dict):
+            raise ValueError("expected an object")
+        if document.get("format", _FORMAT) != _FORMAT:
+            raise CheckpointError(
+                f"{path} has format {document['format']!r} and not {_FORMAT}: "
+                "it was written by another version of tardygrad"
+            )
+        if document.pop("sha256", None) != _checksum(document):
+            raise ValueError("its checksum is wrong")
+    except FileNotFoundError:
+        raise CheckpointError(f"{directory} has no {MANIFEST}: it was never finished") from None
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+    if document["step"] != int(directory.name):
+        raise CheckpointError(f"{path} is of step {document['step']}: the directory was renamed")
+    shards = tuple(ShardFile(**file) for file in document["shards"])
+    return Checkpoint(document["step"], directory, document["manifest"], shards)
+
+
+def _is_visible(directory: Path) -> bool:
+    try:
+        _read_manifest(directory)
+    except CheckpointError:
+        return False
+    return True
+
+
+def _verify_file(path: Path, file: ShardFile) -> None:
+    try:
+        with path.open("rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            # A wrong size is proof enough; no need to read gigabytes for it.
+            right_size = size == file.bytes
+            digest = hashlib.file_digest(stream, "sha256").hexdigest() if right_size else ""
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    _compare(path, file, size, digest)
+
+
+def _compare(path: Path, file: ShardFile, size: int, digest: str) -> None:
+    if size != file.bytes:
+        raise CheckpointError(f"{path} has {size} bytes, and {file.bytes} were written")
+    if digest != file.sha256:
+        raise CheckpointError(
+            f"{path} is damaged: its SHA-256 begins with {digest[:12]}, "
+            f"and {file.sha256[:12]} was written"
+        )
+
+
+def _unreadable(path: Path, error: OSError) -> CheckpointError:
+    if isinstance(error, FileNotFoundError):
+        return CheckpointError(f"{path} is missing")
+    return CheckpointError(f"{path} cannot be read: {error.strerror or error}")
+
+
+def _metadata(data: bytes) -> dict[str, Any]:
+    """The header's texts: safetensors puts a JSON object behind 8 bytes of its length."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    return {key: json.loads(text) for key, text in header.get("__metadata__", {}).items()}
+
+
+def _remove(directory: Path) -> bool:
+    if not directory.exists():
+        return False
+    try:
+        (directory / MANIFEST).unlink(missing_ok=True)
+        # Else a power cut could bring the manifest back when its shards are gone already.
+        sync_directory(directory)
+        shutil.rmtree(directory)
+    except OSError as error:
+        _log.warning("%s", storage_error(error, directory, "delete"))
+        return False
+    return True

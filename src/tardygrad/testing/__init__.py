@@ -1,0 +1,1 @@
+"""Public tools for testing: batteries, random fault schedules, a simulated cluster."""

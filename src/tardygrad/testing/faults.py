@@ -1,0 +1,202 @@
+"""Random runs with random misfortunes, each one wholly decided by its seed.
+
+A ``Schedule`` is a configuration of a small run (members, data, method, speeds, network) and what
+befalls it: crashes, freezes, slowness, losses, doubled and delayed messages, blackouts, failing
+writes, interruptions and power cuts. The draws come from Python's own generator, whose stream is
+the same in all versions, so a seed that failed once stays a test forever.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from typing import Any
+
+from tardygrad.engines.base import Job
+from tardygrad.testing.simulation import (
+    MemoryStore,
+    SimulatedCluster,
+    Stop,
+    counting_job,
+    null_job,
+)
+
+BATCH = 4
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """One random run.
+
+    Attributes:
+        seed: it decided everything else.
+        samples: how many samples an epoch has.
+        settings: keys of the configuration, faults included.
+        stops: interruptions and power cuts, one a stretch.
+        failing: which writes of the store fail.
+        counts: the parameters count samples; otherwise nothing is computed.
+    """
+
+    seed: int
+    samples: int
+    settings: dict[str, Any]
+    stops: tuple[Stop, ...]
+    failing: frozenset[int]
+    counts: bool
+
+    def job(self) -> Job:
+        """The job to run."""
+        make = counting_job if self.counts else null_job
+        return make(samples=self.samples, **self.settings)
+
+    def cluster(self, **options: Any) -> SimulatedCluster:
+        """The cluster to run it on; ``options`` go to ``SimulatedCluster``."""
+        store = MemoryStore(self.failing)
+        return SimulatedCluster(self.job(), store=store, stops=self.stops, **options)
+
+
+def random_schedule(seed: int) -> Schedule:
+    """The schedule of a seed."""
+    rng = random.Random(seed)
+    theme = rng.choice(("anything", "anything", "anything", "late mail", "stop and go"))
+    workers, servers, epochs = rng.randint(1, 6), rng.randint(1, 4), rng.randint(1, 3)
+    batches = rng.choice((3, 8, 20, 40, 60))
+    mean_s = 0.01
+    method = _method(rng)
+    plain = method["staleness"]["name"] in ("constant", "cut_off")
+    nominal_s = epochs * batches * mean_s / workers
+    lease_s = rng.uniform(0.4, 1.5)
+    settings: dict[str, Any] = {
+        "seed": rng.randrange(1 << 30),
+        "workers": workers,
+        "servers": servers,
+        "epochs": epochs,
+        "batch_size": BATCH,
+        "fragment_batches": rng.randint(1, 8),
+        "method": method,
+        "checkpoint": {"every_s": rng.choice((0.05, 0.2, 0.5, 1.0, float("inf")))},
+        "failure": {
+            "lease_s": lease_s,
+            "heartbeat_s": lease_s / rng.uniform(3, 8),
+            "restarts": rng.choice((10, 10, 10, 10, 3, 1, 0)),
+            "backoff_s": rng.uniform(0.0, 0.2),
+            "backoff_max_s": 0.5,
+            "stop_s": rng.uniform(2, 5),
+        },
+        "simulation": {
+            **_times(rng, workers, mean_s),
+            "tick_s": 60.0,
+            "limit_s": 5000.0,
+            "faults": _faults(rng, theme, workers, servers, 1.5 * nominal_s + 0.2, lease_s),
+        },
+    }
+    return Schedule(
+        seed=seed,
+        samples=batches * BATCH - rng.randrange(BATCH),
+        settings=settings,
+        stops=_stops(rng, nominal_s) if theme == "stop and go" else (),
+        failing=_failing_writes(rng),
+        counts=plain and rng.random() < 0.3,
+    )
+
+
+def _method(rng: random.Random) -> dict[str, Any]:
+    consistency: dict[str, Any] = {"name": "asp"}
+    if rng.random() < 0.4:
+        consistency = {"name": "ssp", "bound": rng.randint(0, 4)}
+    name = rng.choice(
+        ("constant", "constant", "inverse", "polynomial", "delay_adaptive", "cut_off", "cut_off")
+    )
+    staleness: dict[str, Any] = {"name": name}
+    if name == "cut_off":
+        staleness |= {"below": rng.randint(1, 8), "again": rng.random() < 0.6}
+    return {
+        "name": "async_sgd",
+        "consistency": consistency,
+        "staleness": staleness,
+        "exchange_period": rng.choice((1, 1, 1, 2, 3, 5)),
+        "in_flight": rng.randint(0, 3),
+    }
+
+
+def _times(rng: random.Random, workers: int, mean_s: float) -> dict[str, Any]:
+    uneven = rng.random() < 0.5
+    distribution = rng.choice(("constant", "uniform", "exponential", "lognormal"))
+
+    def duration(mean_s: float) -> dict[str, Any]:
+        spread = mean_s * rng.random() if distribution in ("uniform", "lognormal") else 0.0
+        return {"distribution": distribution, "mean_s": mean_s, "spread": spread}
+
+    def way() -> dict[str, Any]:
+        kind = rng.choice(("constant", "exponential"))
+        return {"distribution": kind, "mean_s": rng.choice((0.0, 0.0002, 0.002, 0.02))}
+
+    compute = [duration(mean_s * (rng.uniform(0.5, 10) if uneven else 1)) for _ in range(workers)]
+    return {
+        "compute": compute,
+        "network": way(),
+        "control": way(),
+        "apply": rng.choice((0.0, 0.0001, 0.002)),
+    }
+
+
+def _faults(
+    rng: random.Random, theme: str, workers: int, servers: int, horizon_s: float, lease_s: float
+) -> list[dict[str, Any]]:
+    faults: list[dict[str, Any]] = []
+    if theme == "late mail":
+        # Answers to the dead reach the living.
+        faults.append({"kind": "delay", "rate": 0.3, "factor": rng.choice((10.0, 30.0, 100.0))})
+        faults.append({"kind": "duplicate", "rate": 0.3})
+    kinds = ("crash", "crash", "crashes", "hang", "slow", "messages", "messages", "blackout")
+    for _ in range(rng.choice((0, 1, 1, 2, 3, 4, 6))):
+        kind = "crashes" if theme == "late mail" else rng.choice(kinds)
+        target = f"worker-{rng.randrange(workers)}"
+        if kind != "slow" and rng.random() < 0.4:
+            target = f"server-{rng.randrange(servers)}"
+        faults += _misfortune(rng, kind, target, horizon_s, lease_s)
+    return faults
+
+
+def _misfortune(
+    rng: random.Random, kind: str, target: str, horizon_s: float, lease_s: float
+) -> list[dict[str, Any]]:
+    at_s = rng.uniform(0, horizon_s)
+    fault = {"kind": kind, "target": target, "at_s": at_s}
+    if kind == "messages":
+        return [_messages(rng, at_s, target, horizon_s)]
+    if kind == "slow":
+        return [{**fault, "factor": rng.uniform(1, 8)}]
+    if kind == "crashes":
+        times = [at_s]
+        for _ in range(rng.randint(1, 3)):
+            times.append(times[-1] + rng.choice((0.0, 0.005, 0.05, 0.5)) * rng.random())
+        return [{**fault, "kind": "crash", "at_s": at} for at in times]
+    if kind == "blackout" or (kind == "hang" and rng.random() < 0.8):
+        fault["for_s"] = rng.choice((0.3, 0.9, 1.5, 4.0)) * lease_s
+    return [fault]
+
+
+def _messages(rng: random.Random, at_s: float, target: str, horizon_s: float) -> dict[str, Any]:
+    kind = rng.choice(("loss", "duplicate", "delay"))
+    fault: dict[str, Any] = {"kind": kind, "rate": rng.choice((0.02, 0.1, 0.3))}
+    if kind == "delay":
+        fault["factor"] = rng.choice((3.0, 30.0, 300.0))
+    if rng.random() < 0.4:
+        fault["target"] = target
+    if rng.random() < 0.5:
+        fault |= {"at_s": at_s, "for_s": rng.uniform(0.1, 1) * horizon_s}
+    return fault
+
+
+def _stops(rng: random.Random, nominal_s: float) -> tuple[Stop, ...]:
+    return tuple(
+        Stop("power_cut" if rng.random() < 0.5 else "preempt", rng.uniform(0.05, nominal_s + 0.1))
+        for _ in range(rng.randint(1, 3))
+    )
+
+
+def _failing_writes(rng: random.Random) -> frozenset[int]:
+    if rng.random() < 0.9:
+        return frozenset()
+    return frozenset(rng.randrange(30) for _ in range(3))

@@ -1,0 +1,131 @@
+"""Whether what happened to a run had a cause: deaths, failures, and the time that it took.
+
+Progress is as much a promise as safety. A run that always ends after waking a stuck worker by
+killing it would pass a mere time limit; so every suspicion must be explained by a fault of the
+plan, every failure by an exhausted budget, and after the last fault a run may take no longer than
+one worker alone would need for all the work again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from tardygrad.config import Fault
+from tardygrad.engines.base import Job
+from tardygrad.errors import InvariantViolation
+from tardygrad.protocol import effects as ef
+from tardygrad.staleness import CutOff
+
+
+@dataclasses.dataclass
+class Stretch:
+    """One stretch of a run, from its start to its end or interruption."""
+
+    seconds: float = 0.0
+    changes: list[tuple[float, ef.MemberChanged]] = dataclasses.field(default_factory=list)
+    finished: ef.Finished | None = None
+    finished_s: float = 0.0
+    closed: bool = False
+    """The run has ended in good order: nothing may be applied any more."""
+
+    def see(self, now: float, effect: ef.Effect) -> None:
+        """Take in an effect of the scheduler."""
+        if type(effect) is ef.MemberChanged:
+            self.changes.append((now, effect))
+        elif type(effect) is ef.Finished:
+            if self.finished is not None:
+                raise InvariantViolation(f"the run ends twice: {self.finished}, {effect}")
+            self.finished, self.finished_s = effect, now
+            self.closed = not effect.reason.startswith("server ")
+
+    def deaths(self, kind: str, number: int | None = None) -> int:
+        """How often members of a kind (or one of them) died."""
+        return sum(
+            c.state == "died" and c.kind == kind and number in (None, c.id) for _, c in self.changes
+        )
+
+
+def judge(job: Job, stretch: Stretch) -> None:
+    """Check one stretch of a run.
+
+    Raises:
+        InvariantViolation: something happened without a cause, or took too long.
+    """
+    for now, change in stretch.changes:
+        if change.state == "suspected":
+            _explain(job, now, change)
+    if stretch.finished is None:
+        return
+    if stretch.finished.outcome == "failed":
+        _explain_failure(job, stretch, stretch.finished.reason)
+    allowed = last_fault_s(job) + allowance_s(job)
+    if stretch.finished_s > allowed:
+        raise InvariantViolation(
+            f"the run took {stretch.finished_s:.2f} virtual seconds, {allowed:.2f} are enough"
+        )
+
+
+def _explain(job: Job, now: float, change: ef.MemberChanged) -> None:
+    name = f"{change.kind}-{change.id}"
+    faults = [f for f in job.config.simulation.faults if f.at_s <= now]
+    silencing = [
+        f
+        for f in faults
+        if (f.kind in ("hang", "blackout") and f.target == name)
+        or (f.kind in ("loss", "delay") and f.target in (None, name))
+    ]
+    lossy = any(f.kind in ("loss", "delay") and f.rate >= 0.1 for f in faults)
+    silent = change.reason.startswith("no sign of life") and silencing
+    slowed = _product([f for f in faults if f.kind == "slow" and f.target == name])
+    stuck = change.reason.startswith("no progress") and (lossy or slowed > 10)
+    if not silent and not stuck:
+        raise InvariantViolation(
+            f"at {now:.3f} s {name} is suspected without cause: {change.reason}"
+        )
+
+
+def _explain_failure(job: Job, stretch: Stretch, reason: str) -> None:
+    restarts, workers = job.config.failure.restarts, job.config.workers
+    server, _, _ = reason.removeprefix("server ").partition(":")
+    if reason.startswith("server "):
+        enough = stretch.deaths("server", int(server)) > max(restarts, 1)
+    elif reason.startswith("no worker is left"):
+        enough = stretch.deaths("worker") >= restarts + workers
+    elif "died in a row" in reason:
+        enough = stretch.deaths("worker") > workers + 2
+    else:
+        enough = reason.startswith("the last checkpoint could not be written")
+    if not enough:
+        deaths = {k: stretch.deaths(k) for k in ("worker", "server")}
+        raise InvariantViolation(f"the run fails ({reason}) after these deaths: {deaths}")
+
+
+def last_fault_s(job: Job) -> float:
+    """When the last fault of the plan is over; one without an end counts when it begins."""
+    return max((f.at_s + (f.for_s or 0.0) for f in job.config.simulation.faults), default=0.0)
+
+
+def allowance_s(job: Job) -> float:
+    """Virtual seconds that suffice for a whole run by its slowest worker, alone."""
+    config, sim, failure = job.config, job.config.simulation, job.config.failure
+    slowest = max(sim.compute_of(w).mean_s for w in range(config.workers))
+    slowest *= _product([f for f in sim.faults if f.kind == "slow" and f.for_s is None])
+    batches = config.epochs * job.plan.batches_per_epoch
+    exchange = 6 * sim.network.mean_s + len(job.ranges) * sim.apply.mean_s
+    if any(f.kind in ("loss", "delay") for f in sim.faults):
+        # A pull and a push, each answered by all shards, each way lost or late now and then.
+        exchange += 12 * job.resend_s
+    policy = job.method.staleness
+    times = 1
+    if isinstance(policy, CutOff) and policy.again:
+        times = config.workers * len(job.ranges) + job.method.in_flight
+    work = batches * times * (slowest * 2 + exchange)
+    recovery = failure.lease_s + failure.backoff_max_s + failure.stop_s + 20 * job.resend_s
+    return work + 4 * recovery
+
+
+def _product(faults: list[Fault]) -> float:
+    factor = 1.0
+    for fault in faults:
+        factor *= max(fault.factor, 1.0)
+    return factor

@@ -1,0 +1,173 @@
+"""Snapshots in a run directory, and the trace that a server writes."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tardygrad.engines.shard_host import TraceFile
+from tardygrad.engines.stores import DirectoryStore
+from tardygrad.errors import CheckpointError, StorageError
+from tardygrad.protocol import trace
+from tardygrad.protocol.trace import Record
+
+SHARDS = 2
+
+
+@contextlib.contextmanager
+def no_file_beyond(size_bytes: int) -> Iterator[None]:
+    """As if the disk were full: no file of this process may grow beyond that."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+# --- checkpoints ------------------------------------------------------------------------------
+
+
+def checkpoint(store: DirectoryStore, step: int, value: float) -> None:
+    files = tuple(
+        store.write(step, shard, {"parameters": torch.full((8,), value)}, {"version": step})
+        for shard in range(SHARDS)
+    )
+    store.commit(step, files, {"samples": [step, step]})
+
+
+def test_the_newest_whole_checkpoint_counts(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path, "model-a")
+    assert store.newest(0) is None
+    assert store.next_step() == 1
+    checkpoint(store, 1, 1.0)
+    checkpoint(store, 2, 2.0)
+    store.write(3, 0, {"parameters": torch.zeros(8)}, {})  # its run died before the other shard
+    found = DirectoryStore(tmp_path, "model-a").newest(1)
+    assert found is not None
+    assert (found.step, found.state) == (2, {"version": 2})
+    assert torch.equal(found.tensors["parameters"], torch.full((8,), 2.0))
+    assert store.next_step() == 4
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_told(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path, "model-a")
+    checkpoint(store, 1, 1.0)
+    checkpoint(store, 2, 2.0)
+    shard = next((tmp_path / "checkpoints" / f"{2:012d}").glob("shard-001*"))
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(data)
+    found = store.newest(1)
+    assert found is not None and found.step == 1
+    assert len(store.skipped()) == 1
+
+
+def test_another_model_is_refused(tmp_path: Path) -> None:
+    checkpoint(DirectoryStore(tmp_path, "model-a"), 1, 1.0)
+    with pytest.raises(CheckpointError, match="of a model with other parameters"):
+        DirectoryStore(tmp_path, "model-b").newest(0)
+
+
+def test_only_so_many_are_kept(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path, "model-a", keep=2)
+    for step in range(1, 6):
+        checkpoint(store, step, float(step))
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [
+        f"{4:012d}",
+        f"{5:012d}",
+    ]
+
+
+def test_a_full_disk_leaves_no_half_checkpoint(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path, "model-a")
+    checkpoint(store, 1, 1.0)
+    with no_file_beyond(64), pytest.raises(StorageError, match="cannot write"):
+        store.write(2, 0, {"parameters": torch.zeros(1000)}, {})
+    files = [store.write(2, s, {"parameters": torch.zeros(8)}, {}) for s in range(SHARDS)]
+    with no_file_beyond(16), pytest.raises(StorageError):
+        store.commit(2, tuple(files), {"samples": [2, 2]})
+    found = store.newest(0)
+    assert found is not None and found.step == 1
+
+
+def test_a_commit_without_its_files_is_refused(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path, "model-a")
+    with pytest.raises(StorageError):
+        store.commit(1, (("shard-000.safetensors", 10, "0" * 64),), {"samples": [1]})
+    assert store.newest(0) is None
+
+
+# --- the trace --------------------------------------------------------------------------------
+
+
+def record(version: int) -> Record:
+    reads = ((0, version - 1), (0, version - 1))
+    return Record(trace.APPLIED, 0, version, epoch=1, stop=1, samples=64, reads=reads)
+
+
+def records(path: Path) -> list[Record]:
+    return trace.decode_file(path.read_bytes(), path.name)[2]
+
+
+def write(path: Path, *versions: int) -> None:
+    file = TraceFile(path, 1, SHARDS)
+    for version in versions:
+        file.write(record(version))
+    file.sync()
+    file.close()
+
+
+def test_a_trace_goes_on_where_it_ended(tmp_path: Path) -> None:
+    path = tmp_path / "shard-001.trace"
+    write(path, 1, 2)
+    write(path, 3)
+    assert records(path) == [record(1), record(2), record(3)]
+    assert trace.decode_file(path.read_bytes(), path.name)[:2] == (1, SHARDS)
+
+
+@pytest.mark.parametrize("torn", [1, trace.record_size(SHARDS) - 1])
+def test_a_torn_record_is_cut(tmp_path: Path, torn: int) -> None:
+    path = tmp_path / "shard-001.trace"
+    write(path, 1, 2)
+    path.write_bytes(path.read_bytes()[:-torn])
+    write(path, 3)
+    assert records(path) == [record(1), record(3)]
+
+
+def test_a_record_that_was_never_written_is_cut(tmp_path: Path) -> None:
+    path = tmp_path / "shard-001.trace"
+    write(path, 1)
+    path.write_bytes(path.read_bytes() + bytes(trace.record_size(SHARDS)))
+    write(path, 2)
+    assert records(path) == [record(1), record(2)]
+
+
+@pytest.mark.parametrize("size", [0, 1, len(trace.file_header(1, SHARDS)) - 1])
+def test_a_torn_head_is_written_again(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "shard-001.trace"
+    path.write_bytes(trace.file_header(1, SHARDS)[:size])
+    write(path, 1)
+    assert records(path) == [record(1)]
+
+
+def test_a_full_disk_stops_the_trace_with_one_clear_error(tmp_path: Path) -> None:
+    path = tmp_path / "shard-001.trace"
+    write(path, 1)
+    file = TraceFile(path, 1, SHARDS)
+    told = pytest.raises(StorageError, match=r"cannot write the trace .*shard-001")
+    with no_file_beyond(path.stat().st_size + 5), told:
+        file.write(record(2))
+    file.close()
+    write(path, 3)
+    assert records(path) == [record(1), record(3)]
+
+
+def test_an_impossible_place_is_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="cannot write the trace"):
+        TraceFile(tmp_path / "nowhere" / "shard-001.trace", 1, SHARDS)

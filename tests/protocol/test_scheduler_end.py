@@ -1,0 +1,120 @@
+"""The scheduler's checkpoints and the end of a run, which may turn out not to be one."""
+
+from __future__ import annotations
+
+from scheduler_desk import Desk
+
+from tardygrad.protocol import effects as ef
+from tardygrad.protocol import events as ev
+from tardygrad.protocol.scheduler import OVER, RUNNING, SAVING, STOPPING
+
+
+def test_a_checkpoint_is_committed_when_all_snapshots_are_there() -> None:
+    desk = Desk(checkpoint_every_s=1.0)
+    desk.serve()
+    desk.beat(0, 1)
+    desk.beat(0, 1)
+    assert desk.sent(ev.SnapshotAsked) == [ev.SnapshotAsked(1, 0)] * 2
+    desk.snapshot(1, 1)
+    assert not desk.of(ef.CommitCheckpoint)
+    desk.snapshot(0, 1)
+    [commit] = desk.of(ef.CommitCheckpoint)
+    assert commit.step == 1 and [name for name, _, _ in commit.files] == ["0", "1"]
+    assert commit.state["versions"] == [4, 4] and commit.state["samples"] == [16, 16]
+
+
+def test_a_round_that_loses_a_server_is_given_up_with_its_number() -> None:
+    desk = Desk(checkpoint_every_s=1.0)
+    desk.serve()
+    desk.beat(0, 1)
+    desk.beat(0, 1)
+    desk.snapshot(1, 1)
+    desk.do(ev.ServerDied(0, 0, "killed", False))
+    assert len(desk.machine.outbox) == 0, "nobody is asked for the snapshot any more"
+    desk.serve(0, incarnation=1)
+    desk.do(ev.SnapshotTaken(0, 1, 1, 4, 16, ("0", 1, "")))
+    assert not desk.of(ef.CommitCheckpoint)
+    desk.beat(0, 1)
+    desk.beat(0, 1)
+    assert {a.step for a in desk.sent(ev.SnapshotAsked)} == {2}
+
+
+def test_a_snapshot_that_fails_gives_the_round_up() -> None:
+    desk = Desk(checkpoint_every_s=1.0)
+    desk.serve()
+    desk.beat(0, 1)
+    desk.beat(0, 1)
+    desk.do(ev.SnapshotFailed(0, 0, 1, "disk full"))
+    assert desk.of(ef.Decided) == [ef.Decided("checkpoint 1 is given up", "disk full")]
+    desk.snapshot(1, 1)
+    assert not desk.of(ef.CommitCheckpoint) and desk.machine.phase == RUNNING
+
+
+def leave(desk: Desk) -> None:
+    for worker in desk.machine.workers:
+        if worker.alive:
+            desk.do(ev.WorkerLeft(worker.worker, worker.incarnation))
+
+
+def test_done_means_all_left_all_saved() -> None:
+    desk = Desk()
+    desk.serve()
+    desk.finish()
+    assert desk.machine.phase == STOPPING and desk.machine.outcome == "done"
+    leave(desk)
+    [asked] = set(desk.sent(ev.SnapshotAsked))
+    assert desk.machine.phase == SAVING and asked.floor == desk.machine.book.next_fence - 1
+    desk.snapshot(0, asked.step)
+    desk.snapshot(1, asked.step)
+    assert [type(e) for e in desk.effects] == [ef.CommitCheckpoint, ef.Finished]
+    assert desk.machine.phase == OVER and desk.do(ev.Tick(), 1.0) == []
+
+
+def test_whoever_does_not_leave_in_time_is_killed() -> None:
+    desk = Desk(stop_s=3.0)
+    desk.serve()
+    desk.do(ev.Interrupted("SIGTERM"))
+    assert len(desk.sent(ev.StopAsked)) == 2
+    desk.do(ev.WorkerLeft(0, 0))
+    for _ in range(6):
+        desk.beat(1)
+        assert desk.sent(ev.StopAsked)
+    desk.beat(1)
+    assert [k.worker for k in desk.of(ef.KillWorker)] == [1]
+    assert desk.machine.phase == SAVING and desk.machine.outcome == "preempted"
+
+
+def test_a_last_checkpoint_that_fails_is_a_failure() -> None:
+    desk = Desk()
+    desk.serve()
+    desk.do(ev.Interrupted("SIGTERM"))
+    leave(desk)
+    desk.do(ev.SnapshotFailed(1, 0, 1, "disk full"))
+    [finished] = desk.of(ef.Finished)
+    assert finished.outcome == "failed" and "disk full" in finished.reason
+
+
+def test_a_server_lost_at_the_end_brings_the_work_and_the_workers_back() -> None:
+    desk = Desk()
+    desk.serve()
+    desk.finish()
+    desk.do(ev.WorkerLeft(0, 0))
+    desk.do(ev.WorkerDied(1, 0, "killed", False))
+    assert desk.machine.phase == SAVING
+    desk.do(ev.ServerDied(0, 0, "killed", False))
+    desk.serve(0, incarnation=1)
+    assert desk.machine.phase == RUNNING and desk.machine.outcome == ""
+    assert [(s.worker, s.incarnation) for s in desk.of(ef.SpawnWorker)] == [(0, 1), (1, 1)]
+    # A wish to leave from before: it may not cost the run a worker.
+    desk.do(ev.WorkerLeft(0, 1))
+    assert [(s.worker, s.incarnation) for s in desk.of(ef.SpawnWorker)] == [(0, 2)]
+
+
+def test_a_server_lost_at_the_end_whose_snapshot_has_everything_changes_nothing() -> None:
+    desk = Desk()
+    desk.serve()
+    desk.finish()
+    leave(desk)
+    desk.do(ev.ServerDied(0, 0, "killed", False))
+    desk.serve(0, incarnation=1, complete=(0,))
+    assert desk.machine.phase == SAVING and {a.step for a in desk.sent(ev.SnapshotAsked)} == {2}
