@@ -31,7 +31,7 @@ from tardygrad.layout import Layout, partition
 from tardygrad.protocol import events as ev
 
 PATIENCE_S = 60.0
-# Forks of this process: they only copy tensors and need nothing of torch's threads.
+# Forks of this process: they only copy tensors, each on one thread.
 processes = multiprocessing.get_context("fork")
 
 
@@ -143,6 +143,9 @@ def _run_together(*tasks: tuple[Callable[..., None], tuple[Any, ...]]) -> None:
     start = processes.Barrier(len(tasks))
 
     def begin(function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+        # The threads of a pool that an earlier test started are not there after a fork, and would
+        # be waited for.
+        torch.set_num_threads(1)
         start.wait(PATIENCE_S)
         function(*arguments)
 
