@@ -136,8 +136,10 @@ def _judge(traces: Sequence[Sequence[Record]], plan: FragmentPlan, due: int) -> 
     counted = {
         (row.epoch, row.shard): row for row in invariants.account(traces, plan, max(due, touched))
     }
+    # An epoch whose every update was rolled back is as if nobody had begun it.
+    begun = max((epoch + 1 for epoch, _ in counted), default=0)
     rows: list[Row] = []
-    for epoch in range(max(due, touched)):
+    for epoch in range(max(due, begun)):
         for shard in range(len(traces)):
             found = counted.get((epoch, shard))
             applied, dropped, missing, twice = found[2:6] if found else (0, 0, plan.samples, 0)

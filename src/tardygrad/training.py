@@ -8,7 +8,6 @@ is told to a ``RunObserver``: metrics.jsonl first, then events.log, the views an
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import platform
 import sys
@@ -40,6 +39,7 @@ from tardygrad.metrics.recorder import Recorder
 from tardygrad.metrics.sink import MetricsLog, read
 from tardygrad.models.factory import build
 from tardygrad.observer import RunObserver, stopped_by_signals
+from tardygrad.protocol.ledger import Ledger
 from tardygrad.storage.atomic import write_bytes
 from tardygrad.storage.run_directory import RunDirectory
 
@@ -173,6 +173,7 @@ def resume(
             job = _job(config, data, adapter, objects)
             directory.check_layout(job.layout.fingerprint())
             _check_samples(directory, job.plan)
+            _check_epochs(directory, job)
             write_bytes(directory.config_yaml, to_yaml(config).encode())
             stage = _Stage(directory, job, adapter, started, quiet, callbacks)
             return stage.play(generation=directory.next_incarnation())
@@ -252,12 +253,18 @@ def _resumed_config(directory: RunDirectory, overrides: Mapping[str, Any]) -> Ru
         raise RunDirectoryError(
             f"{directory} is done; to train on, resume it with more epochs (--set epochs=N)"
         )
-    config = resolve(merge(load_config(directory.config_yaml), overrides))
-    progress = [e for e in read(directory.metrics_jsonl) if e["event"] == "progress"]
-    begun = max((math.ceil(e["epoch"]) for e in progress), default=0)
-    if config.epochs < begun:
-        raise ConfigError(f"epochs: epoch {begun} has begun already, got {config.epochs}")
-    return config
+    return resolve(merge(load_config(directory.config_yaml), overrides))
+
+
+def _check_epochs(directory: RunDirectory, job: Job) -> None:
+    states = DirectoryStore(directory.path, job.layout.fingerprint()).states()
+    ledgers = [Ledger.from_state(job.plan, state["ledger"]) for state in states]
+    begun = max((ledger.epochs_begun for ledger in ledgers), default=0)
+    if job.config.epochs < begun:
+        raise ConfigError(
+            f"epochs: the newest checkpoint has samples of epoch {begun}, "
+            f"got {job.config.epochs}; resume with {begun} or more"
+        )
 
 
 def _check_samples(directory: RunDirectory, plan: FragmentPlan) -> None:

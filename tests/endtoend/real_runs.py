@@ -19,6 +19,7 @@ import torch
 
 from tardygrad.audit import audit
 from tardygrad.metrics.sink import read
+from tardygrad.storage.checkpoints import CheckpointStore
 
 PATIENCE_S = 60.0
 """How long a loaded machine may take for what is due at once."""
@@ -217,6 +218,15 @@ def events(run: Path, kind: str) -> list[dict[str, Any]]:
 def samples_of(run: Path) -> int:
     """Samples that are booked so far."""
     return max((e["samples"] for e in events(run, "progress")), default=0)
+
+
+def epochs_begun(run: Path) -> int:
+    """Up to which epoch the run's newest checkpoint has samples."""
+    store = CheckpointStore(run)
+    checkpoint = store.newest_valid()
+    assert checkpoint is not None
+    ledgers = [store.load_metadata(checkpoint, s)["state"]["ledger"] for s in (0, 1)]
+    return max(epoch + 1 for ledger in ledgers for epoch, _ in ledger["applied"])
 
 
 def states(run: Path, kind: str, state: str) -> list[dict[str, Any]]:

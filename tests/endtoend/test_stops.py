@@ -14,6 +14,7 @@ from real_runs import (
     assert_exact,
     command,
     descendants,
+    epochs_begun,
     events,
     finish,
     leftovers,
@@ -29,13 +30,14 @@ from real_runs import (
 import tardygrad
 from tardygrad.callbacks import Callback
 from tardygrad.cli import main
+from tardygrad.errors import ConfigError
 from tardygrad.protocol import trace
 
 
 def test_a_resumed_run_counts_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     process = training(run, tmp_path, epochs=1000, checkpoint={"every_s": 0.2})
-    wait_until(lambda: any(e["samples"] for e in events(run, "checkpoint")), "a checkpoint")
+    wait_until(lambda: newest_checkpoint(run) > 2 * SAMPLES, "a checkpoint in the third epoch")
     children = list(descendants(process.pid))
     assert len(children) >= 6
     send(members(process.pid, "worker")["worker-0"], signal.SIGSTOP)
@@ -46,7 +48,9 @@ def test_a_resumed_run_counts_on(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
     # The next run removes what that one left, and its counts begin at the checkpoint.
     told = len(events(run, "progress"))
-    epochs = samples_of(run) // SAMPLES + 2
+    epochs = epochs_begun(run) + 1
+    with pytest.raises(ConfigError, match=f"has samples of epoch {epochs - 1}"):
+        tardygrad.resume(run, quiet=True, epochs=epochs - 2)
     result = tardygrad.resume(run, quiet=True, epochs=epochs)
     assert result.outcome == "done", result.reason
     assert not left.exists()
@@ -60,6 +64,10 @@ def test_a_resumed_run_counts_on(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "exact" in capsys.readouterr().out
     _drop_last_record(run / "trace" / "shard-000.trace")
     assert main(["ledger", str(run)]) == 1
+
+
+def newest_checkpoint(run: Path) -> int:
+    return max((e["samples"] for e in events(run, "checkpoint")), default=0)
 
 
 def _drop_last_record(path: Path) -> None:

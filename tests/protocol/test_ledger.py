@@ -87,6 +87,11 @@ class LedgerMachine(RuleBasedStateMachine):
                     assert self.ledger.fence(epoch, fragment) == fence
 
     @invariant()
+    def the_last_epoch_begun_agrees(self) -> None:
+        begun = [epoch + 1 for (epoch, _), batches in self.booked.items() if batches]
+        assert self.ledger.epochs_begun == max(begun, default=0)
+
+    @invariant()
     def samples_agree(self) -> None:
         total = 0
         for epoch in range(EPOCHS):

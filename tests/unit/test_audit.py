@@ -145,6 +145,15 @@ def test_what_was_rolled_back_does_not_count(tmp_path: Path) -> None:
         audit(make_run(tmp_path / "c", [first, restored(7)]))
 
 
+def test_an_epoch_that_was_rolled_back_whole_is_not_listed(tmp_path: Path) -> None:
+    records = [*epochs(0), snapshot(1), *epochs(1), restored(1)]
+    assert audit(make_run(tmp_path / "done", records, epochs=1)).rows == [
+        Row(1, 0, 10, 0, 0, 0, True)
+    ]
+    going_on = audit(make_run(tmp_path / "killed", [], [*epochs(0), restored(0)], outcome=None))
+    assert going_on == Audit(True, [])
+
+
 def test_other_records_do_not_count(tmp_path: Path) -> None:
     noise = [booking(0, 0, 0, 1, kind) for kind in (trace.DUPLICATE, trace.REFUSED)]
     assert audit(make_run(tmp_path / "run", [*noise, *epochs(0), *noise], epochs=1)).exact

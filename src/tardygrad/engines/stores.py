@@ -73,6 +73,14 @@ class DirectoryStore:
         steps = [int(p.name) for p in self._store.path.glob("*") if p.name.isdigit()]
         return max(steps, default=0) + 1
 
+    def states(self) -> list[dict[str, Any]]:
+        """The protocol's state of every shard in the newest valid checkpoint; empty without one."""
+        checkpoint = self.newest_checkpoint()
+        if checkpoint is None:
+            return []
+        shards = range(len(checkpoint.shards))
+        return [self._store.load_metadata(checkpoint, shard)["state"] for shard in shards]
+
     def newest(self, shard: int) -> Snapshot | None:
         """The shard's snapshot in the newest valid checkpoint, or None."""
         checkpoint = self.newest_checkpoint()

@@ -114,6 +114,11 @@ class Ledger:
         """Whether every batch of the epoch is booked."""
         return epoch in self._complete
 
+    @property
+    def epochs_begun(self) -> int:
+        """How many epochs there are up to the last one of which anything is booked."""
+        return max((*self._applied, *self._dropped), default=-1) + 1
+
     def complete(self) -> tuple[int, ...]:
         """The epochs that are booked whole."""
         return tuple(sorted(self._complete))
