@@ -19,7 +19,6 @@ from real_runs import (
     finish,
     leftovers,
     members,
-    samples_of,
     send,
     settings,
     states,
