@@ -9,22 +9,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from tardygrad import training
 from tardygrad.callbacks import Callback
 from tardygrad.config import BY_VALUE
-from tardygrad.documents import merge
-from tardygrad.errors import UsageError
+from tardygrad.documents import load_config, merge
+from tardygrad.errors import TrainingFailed, UsageError
 from tardygrad.methods.base import Method
 from tardygrad.training import Result
+
+_YAML = (".yaml", ".yml")
 
 
 def train(
     model: Any = None,
     data: Any = None,
     *,
-    recipe: str | Mapping[str, Any] | None = None,
+    recipe: str | os.PathLike[str] | Mapping[str, Any] | None = None,
     test_data: Any = None,
     loss: str | Callable[..., Any] | None = None,
     metrics: Mapping[str, str | Callable[..., Any]] | None = None,
@@ -42,13 +45,14 @@ def train(
         data: the training data: a tuple of arrays or tensors (inputs..., target), a map-style torch
             ``Dataset``, a ``tardygrad.data.Source``, the name of a data set (``"mnist"``), or
             ``"package.module:function"`` that returns ``(train, test)``.
-        recipe: a recipe's name or a configuration document to start from.
+        recipe: a recipe's name, a YAML file or a configuration document to start from.
         test_data: like ``data``, for evaluation.
         loss: function of (output, target) that returns the batch's mean loss; cross entropy if not
             given.
         metrics: name to function of (output, target) that returns the batch's mean; accuracy if
             not given.
-        method: ``tardygrad.methods.AsyncSGD(...)``, a name, or a section of settings.
+        method: ``tardygrad.methods.AsyncSGD(...)``, or a name, or settings that are merged into
+            the recipe's own section.
         out: the run directory; None takes a free ``runs/NAME-YYYYmmdd-HHMMSS``.
         quiet: show nothing on the terminal.
         callbacks: are told what happens, in this process.
@@ -57,8 +61,10 @@ def train(
 
     Raises:
         UsageError: an argument cannot be used (``ConfigError``, ``ModelError``, ``DataError``).
-        TardygradError: the run failed; its directory says how far it came.
+        TrainingFailed: the run failed; the message names the reason and the run directory.
+        TardygradError: see its subclasses.
     """
+    _check_callbacks(callbacks)
     document = _recipe(recipe)
     by_value: dict[str, Any] = {}
     if model is not None:
@@ -70,20 +76,19 @@ def train(
     elif loss is not None:
         by_value["loss"] = loss
     if metrics is not None:
-        named = {k: v if isinstance(v, str) else BY_VALUE for k, v in metrics.items()}
-        document.setdefault("model", {})["metrics"] = named
-        by_value["metrics"] = {k: v for k, v in metrics.items() if not isinstance(v, str)}
+        document.setdefault("model", {})["metrics"] = _metrics(metrics, by_value)
     if data is not None:
         document["data"] = _data(data, test_data, by_value)
     elif test_data is not None:
         raise UsageError("test_data was given without data; give both")
     if method is not None:
-        document["method"] = _method(method)
+        document["method"] = _method(method, document.get("method", {}))
     for section in ("model", "data"):
         if section not in document:
             raise UsageError(f"{section} is missing: give {section}=... or recipe=...")
     config = training.resolve(merge(document, settings))
-    return training.run(config, out=out, quiet=quiet, by_value=by_value, callbacks=callbacks)
+    result = training.run(config, out=out, quiet=quiet, by_value=by_value, callbacks=callbacks)
+    return _unless_failed(result)
 
 
 def resume(
@@ -108,21 +113,48 @@ def resume(
     Raises:
         RunDirectoryError: there is no such run, it is done, or another process drives it.
         CheckpointError: no checkpoint of the run can be used.
+        TrainingFailed: the run failed; the message names the reason and the run directory.
     """
+    _check_callbacks(callbacks)
     by_value = {} if data is None else {"data": (data, test_data)}
-    return training.resume(
+    result = training.resume(
         run, overrides=settings, quiet=quiet, by_value=by_value, callbacks=callbacks
     )
+    return _unless_failed(result)
 
 
-def _recipe(recipe: str | Mapping[str, Any] | None) -> dict[str, Any]:
+def _unless_failed(result: Result) -> Result:
+    if result.outcome == "failed":
+        raise TrainingFailed(f"{result.reason} (the run is in {result.run_directory})")
+    return result
+
+
+def _check_callbacks(callbacks: Any) -> None:
+    if isinstance(callbacks, Callback):
+        raise UsageError("callbacks is one callback; expected a list: callbacks=[callback]")
+    for callback in callbacks:
+        if not isinstance(callback, Callback):
+            raise UsageError(
+                f"callbacks has an object of type {type(callback).__name__}; expected instances of "
+                "subclasses of tardygrad.Callback"
+            )
+
+
+def _recipe(recipe: str | os.PathLike[str] | Mapping[str, Any] | None) -> dict[str, Any]:
     if recipe is None:
         return {}
+    if isinstance(recipe, os.PathLike) or (isinstance(recipe, str) and recipe.endswith(_YAML)):
+        return load_config(Path(recipe))
     if isinstance(recipe, str):
         from tardygrad import recipes
 
         return dict(recipes.load(recipe))
-    return dict(recipe)
+    if isinstance(recipe, Mapping):
+        return dict(recipe)
+    raise UsageError(
+        f"recipe is an object of type {type(recipe).__name__}; expected a recipe's name, a YAML "
+        "file, or a dictionary"
+    )
 
 
 def _model(model: Any, by_value: dict[str, Any]) -> dict[str, Any]:
@@ -137,6 +169,13 @@ def _model(model: Any, by_value: dict[str, Any]) -> dict[str, Any]:
     return {"factory": BY_VALUE}
 
 
+def _metrics(metrics: Any, by_value: dict[str, Any]) -> dict[str, str]:
+    if not isinstance(metrics, Mapping):
+        raise UsageError(f"metrics is {metrics!r}; expected {{'name': function}}")
+    by_value["metrics"] = {k: v for k, v in metrics.items() if not isinstance(v, str)}
+    return {k: v if isinstance(v, str) else BY_VALUE for k, v in metrics.items()}
+
+
 def _data(data: Any, test_data: Any, by_value: dict[str, Any]) -> dict[str, Any]:
     if isinstance(data, str):
         if test_data is not None:
@@ -146,7 +185,15 @@ def _data(data: Any, test_data: Any, by_value: dict[str, Any]) -> dict[str, Any]
     return {"source": BY_VALUE}
 
 
-def _method(method: str | Mapping[str, Any] | Method) -> dict[str, Any]:
+def _method(method: Any, recipe: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(method, Method):
         return method.model_dump(mode="json", by_alias=True)
-    return {"name": method} if isinstance(method, str) else dict(method)
+    section = {"name": method} if isinstance(method, str) else method
+    if not isinstance(section, Mapping):
+        raise UsageError(
+            f"method is an object of type {type(method).__name__}; expected a method's name, a "
+            "dictionary of settings, or tardygrad.methods.AsyncSGD(...)"
+        )
+    # Another method's settings mean nothing to this one.
+    same = section.get("name", recipe.get("name")) == recipe.get("name")
+    return merge(recipe, section) if same else dict(section)

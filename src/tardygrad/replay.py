@@ -57,7 +57,13 @@ class ReplayReport:
         return self.expected == self.found
 
 
-def replay(run: str | os.PathLike[str], progress: Progress | None = None) -> ReplayReport:
+def replay(
+    run: str | os.PathLike[str],
+    progress: Progress | None = None,
+    *,
+    data: Any = None,
+    test_data: Any = None,
+) -> ReplayReport:
     """Repeat a run that has ended, and compare the digest of its parameters.
 
     Nothing is written. The caller's random state and thread count are left as they were.
@@ -65,6 +71,8 @@ def replay(run: str | os.PathLike[str], progress: Progress | None = None) -> Rep
     Args:
         run: The run's directory.
         progress: Called now and then.
+        data: The training data again, if they were too large to be kept in the run directory.
+        test_data: Likewise.
 
     Raises:
         RunDirectoryError: There is no run, or it has not ended.
@@ -79,7 +87,7 @@ def replay(run: str | os.PathLike[str], progress: Progress | None = None) -> Rep
     threads = torch.get_num_threads()
     try:
         with torch.random.fork_rng(devices=[]):
-            job = job_of_run(directory.path)
+            job = job_of_run(directory.path, None if data is None else {"data": (data, test_data)})
             torch.set_num_threads(job.config.threads)
             began = time.perf_counter()
             execution = _Execution(job, traces, progress)

@@ -31,7 +31,7 @@ from tardygrad.engines import nursery
 from tardygrad.engines.base import Engine, Job, RunEnd
 from tardygrad.engines.child import explain, pickled
 from tardygrad.engines.stores import DirectoryStore
-from tardygrad.errors import ConfigError, RunDirectoryError, TardygradError, UsageError
+from tardygrad.errors import ModelError, RunDirectoryError, TardygradError, UsageError
 from tardygrad.layout import partition
 from tardygrad.methods import parse
 from tardygrad.metrics.console import View, choose
@@ -39,6 +39,7 @@ from tardygrad.metrics.recorder import Recorder
 from tardygrad.metrics.sink import MetricsLog, read
 from tardygrad.models.factory import build
 from tardygrad.observer import RunObserver, stopped_by_signals
+from tardygrad.preflight import check_first_batch, check_resumable
 from tardygrad.protocol.ledger import Ledger
 from tardygrad.storage.atomic import write_bytes
 from tardygrad.storage.run_directory import RunDirectory
@@ -126,6 +127,7 @@ def run(
         settled = {"fragment_batches": config.fragment_batches_for(len(data[0]))}
         config = config.model_copy(update=settled)
         job = _job(config, data, adapter, by_value or {})
+        check_first_batch(job)
         with RunDirectory.create(
             None if out is None else Path(out), to_yaml(config), name=config.name
         ) as directory:
@@ -163,7 +165,7 @@ def resume(
     """
     started = time.monotonic() if command_started is None else command_started
     with RunDirectory.open(Path(run), lock=True) as directory:
-        config = _resumed_config(directory, overrides or {})
+        config = resumed_config(directory, overrides or {})
         if config.engine == "processes":
             nursery.prestart(config.threads)
         try:
@@ -172,8 +174,8 @@ def resume(
             adapter = build(config.model, config.seed, objects, config.device)
             job = _job(config, data, adapter, objects)
             directory.check_layout(job.layout.fingerprint())
-            _check_samples(directory, job.plan)
-            _check_epochs(directory, job)
+            check_resumable(directory, job)
+            check_first_batch(job)
             write_bytes(directory.config_yaml, to_yaml(config).encode())
             stage = _Stage(directory, job, adapter, started, quiet, callbacks)
             return stage.play(generation=directory.next_incarnation())
@@ -181,15 +183,19 @@ def resume(
             nursery.discard()
 
 
-def job_of_run(run: str | os.PathLike[str]) -> Job:
+def job_of_run(run: str | os.PathLike[str], by_value: Mapping[str, Any] | None = None) -> Job:
     """The job of a run directory as it was at its beginning; nothing is written.
+
+    Args:
+        run: the run directory.
+        by_value: objects that the run directory does not hold (large data).
 
     Raises:
         RunDirectoryError: there is no such run.
     """
     directory = RunDirectory.open(Path(run))
     config = resolve(load_config(directory.config_yaml))
-    objects = _kept_by_value(directory)
+    objects = {**_kept_by_value(directory), **(by_value or {})}
     data = registry.load(config.data, objects.get("data"))
     return _job(config, data, build(config.model, config.seed, objects), objects)
 
@@ -228,9 +234,9 @@ def _keep_by_value(directory: RunDirectory, by_value: Mapping[str, Any]) -> None
     if not by_value:
         return
     kept = dict(by_value)
-    data = pickled(kept.pop("data", None))
-    if len(data) <= _BY_VALUE_DATA_LIMIT:
-        kept["data"] = cloudpickle.loads(data)
+    data = kept.get("data")
+    if data is not None and len(pickled(data)) > _BY_VALUE_DATA_LIMIT:
+        del kept["data"]
     directory.write_job(pickled(kept))
 
 
@@ -238,11 +244,23 @@ def _kept_by_value(directory: RunDirectory) -> dict[str, Any]:
     pickled = directory.read_job()
     if pickled is None:
         return {}
-    kept: dict[str, Any] = cloudpickle.loads(pickled)
+    try:
+        kept: dict[str, Any] = cloudpickle.loads(pickled)
+    except Exception as error:
+        raise ModelError(
+            f"what {directory} was given from Python cannot be loaded from {directory.job_pkl}: "
+            f"{explain(error)}; if a module is missing, go to the folder that has it, or put that "
+            "folder into PYTHONPATH"
+        ) from error
     return {key: value for key, value in kept.items() if value is not None}
 
 
-def _resumed_config(directory: RunDirectory, overrides: Mapping[str, Any]) -> RunConfig:
+def resumed_config(directory: RunDirectory, overrides: Mapping[str, Any]) -> RunConfig:
+    """The configuration with which a run goes on.
+
+    Raises:
+        UsageError: ``overrides`` change what may not change, or the run is done.
+    """
     fixed = [key for key in overrides if key in _FIXED_ON_RESUME]
     if fixed:
         raise UsageError(
@@ -254,28 +272,6 @@ def _resumed_config(directory: RunDirectory, overrides: Mapping[str, Any]) -> Ru
             f"{directory} is done; to train on, resume it with more epochs (--set epochs=N)"
         )
     return resolve(merge(load_config(directory.config_yaml), overrides))
-
-
-def _check_epochs(directory: RunDirectory, job: Job) -> None:
-    states = DirectoryStore(directory.path, job.layout.fingerprint()).states()
-    ledgers = [Ledger.from_state(job.plan, state["ledger"]) for state in states]
-    begun = max((ledger.epochs_begun for ledger in ledgers), default=0)
-    if job.config.epochs < begun:
-        raise ConfigError(
-            f"epochs: the newest checkpoint has samples of epoch {begun}, "
-            f"got {job.config.epochs}; resume with {begun} or more"
-        )
-
-
-def _check_samples(directory: RunDirectory, plan: FragmentPlan) -> None:
-    for event in read(directory.metrics_jsonl):
-        if event["event"] == "run_start":
-            if event["samples_per_epoch"] != plan.samples:
-                raise UsageError(
-                    f"the run was started with {event['samples_per_epoch']} training samples, the "
-                    f"data now has {plan.samples}; resume it with the same data"
-                )
-            return
 
 
 class _Stage:
@@ -370,8 +366,8 @@ class _Stage:
             final = self._evaluate(end, observer, statistics.consumed)
         seconds = end.figures["seconds"]
         first = end.figures["first_update_s"]
-        if first is not None and self.job.config.engine == "processes":
-            first -= self.started
+        if first is not None:  # virtual seconds cannot be counted from the command
+            first = first - self.started if self.job.config.engine == "processes" else None
         found = self._audit(end, observer)
         totals = {
             name: sum(getattr(row, name) for row in found.rows)
@@ -464,12 +460,14 @@ def _placed(job: Job, directory: RunDirectory, store: DirectoryStore, generation
     from dataclasses import replace
 
     reported = consumed = 0
-    if generation:
-        checkpoint = store.newest_checkpoint()
-        if checkpoint is not None:
-            consumed = min(checkpoint.manifest["samples"])
+    states = store.states() if generation else []
+    if states:
+        ledgers = [Ledger.from_state(job.plan, state["ledger"]) for state in states]
+        consumed = min(ledger.consumed for ledger in ledgers)
+        # What was told of epochs that the checkpoint does not have is told again.
+        complete = min(ledger.epochs_complete for ledger in ledgers)
         ended = [e["epoch"] for e in read(directory.metrics_jsonl) if e["event"] == "epoch"]
-        reported = max(ended, default=0)
+        reported = min(complete, max(ended, default=0))
     # One number that tells this stretch of the run from every other one.
     lineage = (int(directory.record.run[:12], 16) << 12) + generation
     return replace(

@@ -15,6 +15,7 @@ from real_runs import (
     alive,
     assert_exact,
     descendants,
+    epochs_begun,
     events,
     kill_some,
     leftovers,
@@ -71,17 +72,25 @@ def test_the_frozen_are_replaced_and_nobody_waits_for_them(tmp_path: Path) -> No
         frozen.append(members(ME, "server")["server-0"])
         send(frozen[1], signal.SIGSTOP)
         wait_until(lambda: not alive(frozen), "the frozen server is gone")
+        wait_until(lambda: len(states(run, "server", "ready")) == 3, "it is replaced")
+        seen_enough.stop_training = True
 
     failure = {"lease_s": 1.0, "backoff_s": 0.01}
+    seen_enough = Callback()
     with saboteur(deed):
-        result = tardygrad.train(recipe=settings(epochs=40, failure=failure), out=run, quiet=True)
-    assert result.outcome == "done", result.reason
+        tardygrad.train(
+            recipe=settings(epochs=1000, failure=failure), out=run, quiet=True,
+            callbacks=[seen_enough],
+        )  # fmt: skip
     suspected = states(run, "worker", "suspected")
     assert [e["id"] for e in suspected][:1] == [1]
     assert "no sign of life" in suspected[0]["reason"]
     died = states(run, "server", "died")
     assert [e["id"] for e in died] == [0] and "no sign of life" in died[0]["reason"]
-    assert_exact(run, epochs=40, samples=SAMPLES)
+    epochs = epochs_begun(run)
+    result = tardygrad.resume(run, quiet=True, epochs=epochs)
+    assert result.outcome == "done", result.reason
+    assert_exact(run, epochs=epochs, samples=SAMPLES)
 
 
 class KillServer(Callback):
@@ -142,10 +151,9 @@ def test_restarts_run_out_and_a_resume_goes_on(tmp_path: Path) -> None:
         return members(ME, "worker")
 
     document = settings(epochs=1000, workers=2, failure={"restarts": 1, "backoff_s": 0.01})
-    with saboteur(deed):
-        result = tardygrad.train(recipe=document, out=run, quiet=True)
-    assert (result.outcome, result.exit_code) == ("failed", 1)
-    assert result.reason == "no worker is left and all 1 restarts are used up"
+    told = "no worker is left and all 1 restarts are used up; the last one: killed by SIGKILL"
+    with saboteur(deed), pytest.raises(TrainingFailed, match=told):
+        tardygrad.train(recipe=document, out=run, quiet=True)
     assert len(states(run, "worker", "put_aside")) == 2
     done = samples_of(run) // SAMPLES + 1
 

@@ -26,7 +26,7 @@ from real_runs import (
 
 import tardygrad
 from tardygrad.cli import main
-from tardygrad.errors import UsageError
+from tardygrad.errors import ConfigError, DataError, ModelError, TrainingFailed, UsageError
 from tardygrad.storage.checkpoints import CheckpointStore
 
 ME = os.getpid()
@@ -45,11 +45,10 @@ def test_a_full_disk_under_a_server(tmp_path: Path) -> None:
         _limit_files(members(ME, "server")["server-1"], 1000)
 
     document = settings(epochs=1000, checkpoint={"every_s": 0.2})
-    with saboteur(deed):
-        result = tardygrad.train(recipe=document, out=run, quiet=True)
-    assert result.outcome == "failed"
-    assert result.reason.startswith("server 1: cannot write")
-    assert "\n" not in result.reason
+    with saboteur(deed), pytest.raises(TrainingFailed, match="server 1: cannot write") as failed:
+        tardygrad.train(recipe=document, out=run, quiet=True)
+    assert "\n" not in str(failed.value) and str(run) in str(failed.value)
+    assert events(run, "run_end")[-1]["outcome"] == "failed"
     _assert_only_whole_checkpoints(run)
 
 
@@ -75,8 +74,10 @@ def _assert_only_whole_checkpoints(run: Path) -> None:
 
 
 class Raises(Paced):
+    """Raises in the process of a worker, and not where the first batch is tried."""
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.training:
+        if self.training and "TARDYGRAD_WORKER" in os.environ:
             raise ArithmeticError("this batch\nis not for me")
         return super().forward(x)
 
@@ -105,11 +106,12 @@ def bad_metric(output: torch.Tensor, target: torch.Tensor) -> float:
 def test_a_model_that_raises_is_told_with_its_line(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    result = tardygrad.train(Raises(0.0), recipe=_bare(), out=tmp_path / "run")
-    assert (result.outcome, result.exit_code) == ("failed", 1)
-    assert "ArithmeticError: this batch is not for me" in result.reason
-    assert f"({__file__}, line " in result.reason
-    assert result.reason.endswith(", in forward)")
+    with pytest.raises(TrainingFailed) as failed:
+        tardygrad.train(Raises(0.0), recipe=_bare(), out=tmp_path / "run")
+    assert failed.value.exit_code == 1
+    reason = str(failed.value)
+    assert "ArithmeticError: this batch is not for me" in reason
+    assert f"({__file__}, line " in reason and ", in forward)" in reason
     assert "Traceback" not in capfd.readouterr().err
     logs = [p.read_text() for p in (tmp_path / "run" / "logs").glob("worker-*.log")]
     assert any("Traceback" in log for log in logs)
@@ -122,12 +124,34 @@ def _bare(**changes: Any) -> dict[str, Any]:
 
 
 def test_a_loss_that_is_no_number_is_told(tmp_path: Path) -> None:
-    result = tardygrad.train(
-        Paced(0.0), loss=no_scalar, recipe=_bare(), out=tmp_path / "run", quiet=True
-    )
-    assert result.outcome == "failed"
-    assert "loss" in result.reason and "scalar" in result.reason
-    assert len(events(tmp_path / "run", "member")) < 20
+    with pytest.raises(ModelError, match=r"loss.*scalar"):
+        tardygrad.train(
+            Paced(0.0), loss=no_scalar, recipe=_bare(), out=tmp_path / "run", quiet=True
+        )
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_does_not_fit_is_told_before_anything_begins(tmp_path: Path) -> None:
+    x, y = torch.randn(64, 31), torch.zeros(64, dtype=torch.long)
+    with pytest.raises(ModelError, match=r"float32 \[32, 31\].*cannot be trained.*shapes"):
+        tardygrad.train(Paced(0.0), (x, y), recipe=_bare(), out=tmp_path / "run", quiet=True)
+    with pytest.raises(DataError, match=r"first batch: LookupError: no such sample \(.*line"):
+        tardygrad.train(Paced(0.0), Holes(), recipe=_bare(), out=tmp_path / "run", quiet=True)
+    with pytest.raises(ConfigError, match="Invalid learning rate"):
+        document = _bare()
+        document["method"]["optimizer"]["arguments"]["lr"] = -1.0
+        tardygrad.train(Paced(0.0), recipe=document, out=tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+class Holes(torch.utils.data.Dataset):  # type: ignore[type-arg]
+    """Data that cannot be read."""
+
+    def __len__(self) -> int:
+        return 64
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        raise LookupError("no such sample")
 
 
 def test_a_diverging_run_ends_and_says_so(tmp_path: Path) -> None:
@@ -143,12 +167,11 @@ def test_a_diverging_run_ends_and_says_so(tmp_path: Path) -> None:
 def test_a_metric_that_raises_costs_no_training(tmp_path: Path) -> None:
     run = tmp_path / "run"
     document = _bare(evaluation={"every_epochs": 1})
-    result = tardygrad.train(
-        Paced(0.0), metrics={"bad": bad_metric}, recipe=document | {"epochs": 2}, out=run,
-        quiet=True,
-    )  # fmt: skip
-    assert result.outcome == "failed"
-    assert result.reason.startswith("the final evaluation failed: ZeroDivisionError")
+    with pytest.raises(TrainingFailed, match="the final evaluation failed: ZeroDivisionError"):
+        tardygrad.train(
+            Paced(0.0), metrics={"bad": bad_metric}, recipe=document | {"epochs": 2}, out=run,
+            quiet=True,
+        )  # fmt: skip
     assert_exact(run, epochs=2, samples=SAMPLES)
     assert "the evaluator is gone" in (run / "events.log").read_text()
 
@@ -163,9 +186,8 @@ def test_what_cannot_travel_is_refused_before_anything_begins(tmp_path: Path) ->
 def test_what_cannot_be_opened_there_is_told(tmp_path: Path) -> None:
     module = Paced(0.0)
     module.companion = ComesAlong()
-    result = tardygrad.train(module, recipe=_bare(), out=tmp_path / "run", quiet=True)
-    assert result.outcome == "failed"
-    assert "ConnectionError: not in this process" in result.reason
+    with pytest.raises(TrainingFailed, match="ConnectionError: not in this process"):
+        tardygrad.train(module, recipe=_bare(), out=tmp_path / "run", quiet=True)
 
 
 @pytest.mark.parametrize(

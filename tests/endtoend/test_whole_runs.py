@@ -21,6 +21,7 @@ class Recorder(Callback):
         self.calls: list[str] = []
         self.samples = 0
         self.epochs: list[int] = []
+        self.evaluated: list[tuple[int, int]] = []
 
     def on_train_begin(self) -> None:
         self.calls.append("begin")
@@ -35,7 +36,9 @@ class Recorder(Callback):
 
     def on_evaluate(self, logs: dict[str, Any]) -> None:
         assert {"loss", "accuracy", "epoch"} <= logs.keys()
+        assert logs["epoch"] in self.epochs, "an epoch was evaluated before it was told"
         self.calls.append("evaluate")
+        self.evaluated.append((logs["epoch"], logs["samples"]))
 
     def on_checkpoint(self, logs: dict[str, Any]) -> None:
         assert logs["step"] > 0
@@ -66,11 +69,30 @@ def test_a_run_tells_gives_and_leaves_what_it_should(tmp_path: Path) -> None:
     assert recorder.epochs == [1, 2, 3]
     assert recorder.samples == 3 * SAMPLES
     # One after each epoch but the last, whose parameters are the final ones.
-    assert recorder.calls.count("evaluate") == 3
+    assert [epoch for epoch, _ in recorder.evaluated] == [1, 2, 3]
+    assert all(epoch * SAMPLES <= samples <= 3 * SAMPLES for epoch, samples in recorder.evaluated)
     assert recorder.calls.count("checkpoint") >= 1
     _assert_model_is_as_reported(result)
     assert_exact(result.run_directory, epochs=3, samples=SAMPLES)
-    assert events(result.run_directory, "run_end")[-1]["ledger"]["exact"]
+    _assert_speeds(result.run_directory)
+
+
+def _assert_speeds(run: Path) -> None:
+    told = events(run, "run_end")[-1]
+    assert told["ledger"]["exact"]
+    # Trained from the first update on: what came before is no part of any speed.
+    assert 0 < told["seconds"] <= told["time_s"] - told["first_update_s"]
+    assert told["samples_per_s"] == pytest.approx(told["samples"] / told["seconds"])
+    speeds = [row["samples_per_s"] for row in told["workers"]]
+    assert speeds == pytest.approx([row["samples"] / told["seconds"] for row in told["workers"]])
+    assert sum(speeds) > 0.9 * told["samples_per_s"]
+
+
+def test_a_simulated_update_does_not_count_from_the_command(tmp_path: Path) -> None:
+    document = settings(engine="inline", epochs=1)
+    result = tardygrad.train(recipe=document, out=tmp_path / "run", quiet=True)
+    assert result.summary["first_update_s"] is None
+    assert result.summary["seconds"] > 0
 
 
 def _assert_model_is_as_reported(result: Any) -> None:

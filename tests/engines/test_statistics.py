@@ -84,6 +84,16 @@ def test_a_replaced_worker_keeps_its_slots_counts() -> None:
     assert s.totals("pushed_bytes") == 1500
 
 
+def test_at_the_end_a_workers_speed_is_that_of_the_whole_stretch() -> None:
+    s = statistics()
+    s.worker_report(0, 0, worker_report(20))
+    assert [row["samples_per_s"] for row in s.progress(4.0, rate)["workers"]] == [50.0, 0.0]
+    s.worker_report(0, 0, worker_report(30))
+    assert s.workers(5.0)[0]["samples_per_s"] == 60.0
+    assert s.workers(5.0)[0]["samples_per_s"] == 60.0
+    assert s.progress(6.0, rate)["workers"][0]["samples_per_s"] == 50.0
+
+
 def test_a_restored_server_counts_from_its_snapshot() -> None:
     s = statistics(shards=1)
     s.server_report(0, 0, server_report(500, 1))

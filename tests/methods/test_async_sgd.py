@@ -245,7 +245,7 @@ def test_a_restored_optimizer_goes_on_to_the_bit(kind: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "what"),
     [
-        ({"optimizer": {"class": "Adamm"}}, "torch.optim has no optimizer 'Adamm'"),
+        ({"optimizer": {"class": "Adamm"}}, "did you mean 'Adam'?"),
         ({"optimizer": {"class": "LBFGS", "arguments": {"lr": 1.0}}}, "cannot run on a shard"),
         ({"optimizer": {"class": "SGD", "arguments": {}}}, "must contain a number lr"),
         ({"optimizer": sgd(momentun=0.9)}, "momentun"),

@@ -90,6 +90,8 @@ class LedgerMachine(RuleBasedStateMachine):
     def the_last_epoch_begun_agrees(self) -> None:
         begun = [epoch + 1 for (epoch, _), batches in self.booked.items() if batches]
         assert self.ledger.epochs_begun == max(begun, default=0)
+        whole = [self.ledger.is_complete(epoch) for epoch in range(EPOCHS)]
+        assert self.ledger.epochs_complete == [*whole, False].index(False)
 
     @invariant()
     def samples_agree(self) -> None:

@@ -17,7 +17,7 @@ SOURCE = Path(__file__).resolve().parents[2] / "src"
 
 # From left to right; those in one row are siblings and do not import each other.
 LAYERS = (
-    ("types", "errors"),
+    ("errors",),
     ("documents", "sections"),
     ("config",),
     ("layout", "consistency", "staleness", "data"),
@@ -26,7 +26,7 @@ LAYERS = (
     ("models", "storage", "metrics"),
     ("engines",),
     ("callbacks", "audit"),
-    ("observer",),
+    ("observer", "preflight"),
     ("training",),
     ("replay",),
     ("recipes", "testing"),
@@ -36,7 +36,7 @@ LAYERS = (
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
 
 # Narrower than their place in the row.
-ONLY = {"metrics": {"types", "errors", "documents", "sections", "config"}}
+ONLY = {"metrics": {"errors", "documents", "sections", "config"}}
 
 IMPURE = {
     "asyncio",
@@ -62,7 +62,7 @@ FORBIDDEN = {"methods": IMPURE, "protocol": IMPURE | {"torch"}}
 SLOW = {"torch", "torchvision", "matplotlib", "scipy", "tensorboard", "keras", "ray"}
 QUICK = (
     *("__init__", "__main__", "cli", "recipes.__init__"),
-    *("types", "errors", "config", "layout", "consistency", "staleness", "protocol"),
+    *("errors", "config", "layout", "consistency", "staleness", "protocol"),
     *("storage", "metrics"),
 )
 OPTIONAL = {"matplotlib", "scipy", "tensorboard", "torch.utils.tensorboard"}

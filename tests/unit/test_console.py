@@ -158,8 +158,8 @@ def test_plain_lines_tell_the_run_from_start_to_end() -> None:
     assert died == "[    12.0 s] worker 1 died: killed by SIGKILL"
     assert evaluated == "[    13.0 s] evaluation after epoch 1: loss 0.0831, accuracy 97.41 %"
     assert end == (
-        "[    60.0 s] done; loss 0.0312; accuracy 98.71 %; 300,000 samples in 0:58, "
-        "5,172 samples/s; mean staleness 2.01; ledger exact"
+        "[    60.0 s] done; loss 0.0312; accuracy 98.71 %; 300,000 samples; "
+        "0:58 of training at 5,172 samples/s; mean staleness 2.01; ledger exact"
     )
 
 
@@ -231,6 +231,15 @@ def test_everything_fits_usual_terminals(width: int) -> None:
     assert "123,456" in text
     assert "restarting" in text
     assert len(text.splitlines()) <= 24
+
+
+def test_a_worker_that_comes_back_restarts_and_one_of_a_resumed_run_starts() -> None:
+    view, _ = live()
+    view.update({**START, "incarnation": 1})
+    for worker, incarnation in ((0, 1024), (1, 1025)):
+        view.update({**DIED, "id": worker, "incarnation": incarnation, "state": "started"})
+    rows = {line.split()[1]: line.split()[2] for line in drawn(view).splitlines() if "ing " in line}
+    assert (rows["0"], rows["1"]) == ("starting", "restarting")
 
 
 def test_only_so_many_workers_as_fit_are_shown_and_the_rest_are_counted() -> None:
@@ -310,6 +319,16 @@ def test_numbers_in_words() -> None:
     assert wording.plural(1, "worker") == "1 worker"
 
 
+def test_the_final_evaluation_names_its_samples_and_a_checkpoint_its_size() -> None:
+    final = {**EVALUATED, "epoch": 3, "samples": 219040, "final": True}
+    told = wording.notice(final)
+    assert told is not None
+    assert told.text == "final evaluation after 219,040 samples: loss 0.0831, accuracy 97.41 %"
+    told = wording.notice({"event": "checkpoint", "step": 1, "bytes": 4.8e6, "seconds": 0.004})
+    assert told is not None
+    assert told.text == "checkpoint 1: 4.8 MB"
+
+
 def test_a_ledger_that_is_not_exact_is_shouted() -> None:
     notice = wording.notice(
         {**END, "ledger": {"exact": False, "missing": 64, "twice": 0}, "outcome": "failed"}
@@ -326,8 +345,9 @@ def test_a_ledger_that_is_not_exact_is_shouted() -> None:
         ("started", 0, None),
         ("ready", 0, None),
         ("ready", 2, "server 1 is back (restart 2)"),
+        ("ready", 1024, None),  # the run was resumed: nothing was restarted
+        ("ready", 2049, "server 1 is back (restart 1)"),
         ("suspected", 0, "server 1 does not answer: no heartbeat"),
-        ("replaced", 2, "server 1 is being replaced (restart 2)"),
         ("put_aside", 0, "server 1 is put aside"),
         ("left", 0, None),
     ],

@@ -16,6 +16,7 @@ from scipy.io import loadmat
 from tardygrad.errors import RunDirectoryError, StorageError, UsageError
 from tardygrad.metrics import MetricsLog, plots
 from tardygrad.metrics.history import History, WorkerHistory
+from tardygrad.metrics.mat import contents
 from tardygrad.metrics.report import report
 
 WORKERS, EPOCHS, PER_EPOCH, RATE = 3, 4, 1200, 600
@@ -235,12 +236,99 @@ def test_after_a_resume_only_the_last_word_counts() -> None:
     assert history.end == {}
 
 
+def evaluation(time_s: float, epoch: int, accuracy: float, **changes: Any) -> dict[str, Any]:
+    done = {"epoch": epoch, "samples": epoch * PER_EPOCH, "at_s": time_s, "final": False}
+    told = {"event": "evaluate", "time_s": time_s, **done, "loss": 1 - accuracy}
+    return {**told, "accuracy": accuracy, **changes}
+
+
+def end(time_s: float, outcome: str, histogram: dict[str, dict[str, int]]) -> dict[str, Any]:
+    told = {"event": "run_end", "time_s": time_s, "outcome": outcome}
+    return {**told, "staleness_histogram": histogram}
+
+
+STOPPED = (
+    start(),
+    progress(2.0, 1200),
+    evaluation(2.0, 1, 0.8),
+    evaluation(3.0, 1, 0.9, samples=1500, final=True),
+    end(3.0, "preempted", {"0": {"0": 3}, "1": {"2": 1}}),
+)
+
+
+@pytest.mark.parametrize("epoch", [1, EPOCHS])
+def test_a_run_stopped_within_an_epoch_is_measured_where_it_stands(epoch: int) -> None:
+    stopped = history_of(*(e | {"epoch": epoch} if e.get("final") else e for e in STOPPED))
+    found = [(event["epoch"], event["accuracy"]) for event in stopped.evaluations]
+    assert found == [(1, 0.8), (1.25, 0.9)]
+    points = plots.figure(stopped).axes[2].lines[0].get_xydata()
+    np.testing.assert_allclose(points, [[1, 80], [1.25, 90]])
+    mat = contents(stopped)
+    np.testing.assert_array_equal(mat["epoch"], [1])
+    np.testing.assert_array_equal(mat["test_accuracy"], [0.8])
+
+
+def test_where_a_run_was_stopped_is_no_evaluation_once_it_goes_on() -> None:
+    resumed = history_of(
+        *STOPPED,
+        start(1, 4.0),
+        evaluation(6.0, EPOCHS, 0.93),
+        evaluation(7.0, EPOCHS, 0.95, final=True),
+        end(7.0, "done", {}),
+    )
+    found = [(event["epoch"], event["accuracy"]) for event in resumed.evaluations]
+    assert found == [(1, 0.8), (EPOCHS, 0.95)]
+
+
+def test_before_its_first_epoch_ends_a_run_has_no_epoch() -> None:
+    history = history_of(start(), evaluation(1.0, 0, 0.0645, samples=300, final=True))
+    assert [event["epoch"] for event in history.evaluations] == [0.25]
+    assert len(contents(history)["epoch"]) == 0
+
+
+def test_test_points_against_time_never_run_backwards() -> None:
+    history = history_of(
+        start(),
+        evaluation(2.0, 1, 0.8),
+        evaluation(4.0, 2, 0.9),
+        start(1, 5.0),  # from a checkpoint of the first epoch
+        evaluation(7.0, 1, 0.85),
+    )
+    line = plots.figure(history).axes[1].lines[0]
+    np.testing.assert_array_equal(np.asarray(line.get_xydata())[:, 0], [4.0, 7.0])
+
+
+def test_the_histogram_is_that_of_all_stretches() -> None:
+    resumed = (*STOPPED, start(1, 4.0), end(7.0, "done", {"0": {"0": 1, "5": 2}, "2": {"1": 4}}))
+    history = history_of(*resumed)
+    assert history.staleness_by_worker() == {0: {0: 4, 5: 2}, 1: {2: 1}, 2: {1: 4}}
+    mat = contents(history)
+    np.testing.assert_array_equal(mat["staleness_values"], [0, 1, 2, 5])
+    np.testing.assert_array_equal(mat["staleness_counts"], [4, 4, 1, 2])
+    title = "Staleness of the updates"
+    assert plots.figure(history).axes[3].get_title(loc="left") == title
+    going_on = history_of(*resumed, start(2, 8.0))
+    assert going_on.staleness_by_worker() == history.staleness_by_worker()
+    told = plots.figure(going_on).axes[3].get_title(loc="left")
+    assert told == f"{title} (2 of 3 stretches)"
+
+
+def test_the_heading_of_a_resumed_run_says_which_stretch_it_tells_of() -> None:
+    for events, said in (
+        (STOPPED, f"seed {2**64}"),
+        ((*STOPPED, start(1, 4.0)), "stretch 2 of the run"),
+    ):
+        assert plots.figure(history_of(*events)).texts[1].get_text().endswith(f", {said}")
+
+
 def test_counters_that_start_again_are_added_up() -> None:
     worker = WorkerHistory()
-    for time_s, computing_s in ((1.0, 1.0), (2.0, 2.0), (4.0, 0.5), (5.0, 1.5)):
-        worker.add(time_s, {"computing_s": computing_s, "waiting_s": 0.0})
+    told = ((1.0, 1.0, 0), (2.0, 2.0, 2), (4.0, 0.5, 0), (5.0, 1.5, 1))
+    for time_s, computing_s, restarts in told:
+        worker.add(time_s, {"computing_s": computing_s, "waiting_s": 0.0, "restarts": restarts})
     np.testing.assert_array_equal(worker.column("computing_s"), [1.0, 2.0, 2.5, 3.5])
     assert worker.total("computing_s") == 3.5
+    assert worker.total("restarts") == 3
 
 
 def test_shares_are_parts_of_the_time_and_blank_when_dead() -> None:

@@ -18,7 +18,7 @@ def summarize(result: Result) -> list[str]:
     summary, run = result.summary, result.run_directory
     reason = summary.get("reason")
     head = f"{result.outcome}: {reason}" if reason else result.outcome
-    lines = ["", f"{head}, after {wording.duration(summary.get('seconds'))}"]
+    lines = ["", f"{head}, after {wording.duration(summary.get('seconds'))} of training"]
     lines += [f"  {name:<15}{value}" for name, value in _figures(summary)]
     lines.append(f"  {'ledger':<15}{_verdict_of(run)}")
     if result.curves is not None:

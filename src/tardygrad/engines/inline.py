@@ -62,7 +62,13 @@ class InlineEngine:
         Raises:
             InvariantViolation: the protocol broke one of its promises.
         """
-        return _Simulation(self, job, observer, store).run()
+        threads = torch.get_num_threads()
+        # As in a worker of its own: sums depend on the number of threads to the bit.
+        torch.set_num_threads(job.config.threads)
+        try:
+            return _Simulation(self, job, observer, store).run()
+        finally:
+            torch.set_num_threads(threads)
 
 
 class _Simulation(World):
@@ -464,8 +470,8 @@ class _Simulation(World):
             self.auditor.finished(self.job.config.epochs)
         self._refresh()
         self._report()
-        final = self._evaluate(self.job.config.epochs, final=True)
         statistics = self.statistics
+        final = self._evaluate(statistics.consumed // self.job.plan.samples, final=True)
         return RunEnd(
             self.finished.outcome,
             self.finished.reason,

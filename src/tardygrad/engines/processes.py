@@ -96,6 +96,7 @@ class _Run:
         self.evaluations = 0
         self.strange = 0
         self.epochs_ended: list[tuple[float, int]] = []
+        self.evaluated: list[dict[str, Any]] = []
         self.context = zmq.Context()
         self.control = self._bind("control")
         self.heartbeats = self._bind("heartbeats")
@@ -348,24 +349,34 @@ class _Run:
                 samples=number * self.job.plan.samples,
                 loss=self.statistics.epoch_loss(number - 1),
             )
+            self._tell_evaluations()
 
     def _ask_evaluator(self, epoch: int) -> None:
         if self._lives(("evaluator", 0)):
             self.evaluations += 1
-            request = {"epoch": epoch, "samples": self.statistics.consumed}
+            # The servers' newest counts may be from before the epoch's last batches.
+            samples = max(self.statistics.consumed, epoch * self.job.plan.samples)
+            request = {"epoch": epoch, "samples": samples}
             self.control.send_multipart([b"evaluator-0.0", msgpack.packb(request)])
 
     def _evaluated(self, data: dict[str, Any]) -> None:
         self.evaluations -= 1
-        at = self.observer.now() - (time.monotonic() - data["read_at"])
-        self.observer.emit(
-            "evaluate",
-            epoch=data["epoch"],
-            samples=data["samples"],
-            at_s=round(at, 6),
-            final=False,
-            **data["found"],
-        )
+        data["at_s"] = self.observer.now() - (time.monotonic() - data["read_at"])
+        self.evaluated.append(data)
+        self._tell_evaluations()
+
+    def _tell_evaluations(self) -> None:
+        untold = {number for _, number in self.epochs_ended}
+        while self.evaluated and self.evaluated[0]["epoch"] not in untold:
+            data = self.evaluated.pop(0)
+            self.observer.emit(
+                "evaluate",
+                epoch=data["epoch"],
+                samples=data["samples"],
+                at_s=round(data["at_s"], 6),
+                final=False,
+                **data["found"],
+            )
 
     def _commit(self, effect: ef.CommitCheckpoint) -> None:
         # A disk can take seconds to promise something; leases do not wait for it.
@@ -403,7 +414,7 @@ class _Run:
 
     def _end(self, began: float) -> RunEnd:
         assert self.finished is not None
-        seconds = time.monotonic() - began
+        ended = time.monotonic()
         self.writer.shutdown(wait=True)
         self._tell_commits()
         if self.lost_checkpoint and self.finished.outcome != "failed":
@@ -426,7 +437,8 @@ class _Run:
             self.finished.reason,
             parameters,
             {
-                "seconds": seconds,
+                # Of training: starting processes is no part of its speed.
+                "seconds": ended - (began if first is None else first),
                 "first_update_s": first,
                 "digest": digest([parameters]),
                 "statistics": self.statistics,

@@ -41,7 +41,10 @@ def main(shard: int, incarnation: int, floor: int) -> int:
     def life(link: Link, job: Job, directory: Path) -> None:
         ask_for_short_slices()
         counters = ServerCounters()
+        # What the run's first server cannot begin with, its successors cannot either.
+        link.starting = incarnation == job.generation << 10
         process = _ServerProcess(job, directory, link, counters, shard, incarnation, floor)
+        link.starting = False
         link.beat(job.config.failure.heartbeat_s, lambda: counters.updates, process.report)
         process.run()
 

@@ -198,7 +198,7 @@ class RunStatistics:
             "loss": loss,
             "learning_rate": learning_rate(consumed),
             "staleness": self.staleness(),
-            "workers": self.workers(seconds),
+            "workers": self._rows([s / seconds for s in self._new_samples()]),
         }
         self._loss_before = (totals[0], totals[1])
         self._consumed_before, self._time_before = consumed, now
@@ -209,18 +209,29 @@ class RunStatistics:
         return dict(summarise(dict(merge(self.histograms()))).as_dict())
 
     def workers(self, seconds: float) -> list[dict[str, Any]]:
-        """One entry for each worker slot."""
+        """One entry for each worker slot, its speed that over the whole stretch of ``seconds``."""
+        return self._rows([entry.total("samples") / seconds for entry in self._workers])
+
+    def _new_samples(self) -> list[float]:
+        """What each slot did since the last call."""
+        found = []
+        for entry in self._workers:
+            samples = entry.total("samples")
+            found.append(max(samples - entry.samples_before, 0.0))
+            entry.samples_before = samples
+        return found
+
+    def _rows(self, speeds: list[float]) -> list[dict[str, Any]]:
         rows = []
         histograms = self.histograms()
         for number, entry in enumerate(self._workers):
-            samples = entry.total("samples")
             rows.append(
                 {
                     "worker": number,
                     "incarnation": entry.incarnation,
                     "state": entry.state,
-                    "samples": int(samples),
-                    "samples_per_s": max(samples - entry.samples_before, 0.0) / seconds,
+                    "samples": int(entry.total("samples")),
+                    "samples_per_s": speeds[number],
                     "staleness": dict(summarise(histograms[number]).as_dict()),
                     "computing_s": entry.total("computing_s"),
                     "waiting_s": entry.total("waiting_s"),
@@ -228,7 +239,6 @@ class RunStatistics:
                     "restarts": entry.restarts,
                 }
             )
-            entry.samples_before = samples
         return rows
 
     def staleness_histogram(self) -> dict[str, dict[str, int]]:

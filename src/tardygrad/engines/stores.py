@@ -68,6 +68,10 @@ class DirectoryStore:
         """Why newer checkpoints were passed over by the last search."""
         return [reason for _, reason in self._store.skipped]
 
+    def any_committed(self) -> bool:
+        """Whether any checkpoint was ever complete, be it damaged since."""
+        return bool(self._store.steps())
+
     def next_step(self) -> int:
         """A step above every one that any directory has."""
         steps = [int(p.name) for p in self._store.path.glob("*") if p.name.isdigit()]

@@ -39,7 +39,9 @@ def main() -> int:
         _import_everything()
         gc.collect()
         gc.freeze()
-        zygote.serve()
+        # The main process may go while it is being told something.
+        with contextlib.suppress(ConnectionError):
+            zygote.serve()
     finally:
         zygote.end_children()
     return 0

@@ -41,12 +41,25 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from pydantic import ConfigDict, Field, model_validator
 
+from tardygrad.errors import unknown
 from tardygrad.methods.base import Method, Outcome, Step
 from tardygrad.methods.schedules import Constant, Schedule
 from tardygrad.sections import Section
 
 if TYPE_CHECKING:
     from tardygrad.models.base import ModelAdapter
+
+
+_NOT_ON_A_SHARD = ("LBFGS", "Muon", "SparseAdam")
+
+
+def _optimizers() -> list[str]:
+    found = inspect.getmembers(torch.optim, inspect.isclass)
+    return [
+        name
+        for name, value in found
+        if issubclass(value, torch.optim.Optimizer) and name not in ("Optimizer", *_NOT_ON_A_SHARD)
+    ]
 
 
 class OptimizerConfig(Section):
@@ -61,19 +74,27 @@ class OptimizerConfig(Section):
     def _exists(self) -> OptimizerConfig:
         found = getattr(torch.optim, self.class_name, None)
         if not (inspect.isclass(found) and issubclass(found, torch.optim.Optimizer)):
-            raise ValueError(f"torch.optim has no optimizer {self.class_name!r}")
-        if self.class_name in ("LBFGS", "Muon", "SparseAdam"):
+            raise ValueError(unknown("optimizer of torch.optim", self.class_name, _optimizers()))
+        if self.class_name in _NOT_ON_A_SHARD:
             raise ValueError(
                 f"{self.class_name} cannot run on a shard (it needs a closure, matrices or rows)"
             )
-        if not isinstance(self.arguments.get("lr"), int | float):
+        rate = self.arguments.get("lr")
+        if not isinstance(rate, int | float) or isinstance(rate, bool):
             raise ValueError("arguments must contain a number lr, the learning rate")
-        # Only the names are looked at: building an optimizer loads a second's worth of modules.
-        try:
-            inspect.signature(found).bind([], **self.arguments)
-        except TypeError as error:
-            raise ValueError(f"torch.optim.{self.class_name}: {error}") from error
+        self._check_values(found)
         return self
+
+    def _check_values(self, optimizer: type[torch.optim.Optimizer]) -> None:
+        # Building one loads a second's worth of modules, but it looks at its arguments before it
+        # finds that it has no parameters.
+        try:
+            inspect.signature(optimizer).bind([], **self.arguments)
+            optimizer([], **self.arguments)
+        except Exception as error:
+            if str(error) != "optimizer got an empty parameter list":
+                values = ", ".join(f"{key}={value!r}" for key, value in self.arguments.items())
+                raise ValueError(f"torch.optim.{self.class_name}({values}): {error}") from error
 
     @property
     def learning_rate(self) -> float:

@@ -15,10 +15,10 @@ event       fields
 run_start   run, name, incarnation, workers, servers, epochs, samples_per_epoch, batch_size, method,
             engine, seed
 member      kind (worker, server), id, incarnation, state (started, ready, died, suspected,
-            replaced, put_aside, left), reason
+            put_aside, left), reason
 progress    about every 0.5 s: epoch (1.37 = 37 % into the second), samples (applied in the run so
             far), samples_per_s and loss (since the last progress; null if none), learning_rate,
-            staleness {mean, p50, p99, max} (since the run's start), workers: a row for each slot
+            staleness {mean, p50, p99, max} (since the stretch began), workers: a row for each slot
             {worker, incarnation, state (starting, training, waiting, dead, restarting, put_aside,
             done), samples, samples_per_s, staleness, computing_s, waiting_s, communicating_s,
             restarts}
@@ -27,9 +27,10 @@ evaluate    epoch, samples, loss, each metric by its name, at_s (when the parame
             final
 checkpoint  step, samples, seconds, bytes, path
 run_end     outcome (done, preempted, failed), reason, samples, seconds, samples_per_s,
-            first_update_s, staleness, staleness_histogram {worker: {staleness: count}} (since the
-            run's first start), workers (as in progress), ledger {exact, applied, dropped, missing,
-            twice}, digest, bytes_pushed, bytes_pulled, final {metric: value}
+            first_update_s, staleness, staleness_histogram {worker: {staleness: count}} (of the
+            stretch), workers (as in progress, samples_per_s over the whole stretch), ledger {exact,
+            applied, dropped, missing, twice}, digest, bytes_pushed, bytes_pulled,
+            final {metric: value}
 ==========  =======================================================================================
 """
 

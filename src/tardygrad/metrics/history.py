@@ -8,7 +8,10 @@ A run that was resumed went back to its checkpoint: its time goes on, but its sa
 from there, and what it had said about later samples no longer counts.  So series against time
 show everything that happened; series against samples (``against_samples``), epochs and
 evaluations show what counts, the last word on each.  Counters of a worker that start again from
-zero are added up.
+zero, and the histograms of the stretches, are added up.
+
+A run that is stopped is measured where it stands, in the middle of an epoch.  That is no epoch's
+evaluation: it is kept at its true place, and only until the run goes on.
 """
 
 from __future__ import annotations
@@ -28,7 +31,8 @@ Floats: TypeAlias = NDArray[np.float64]
 
 PROGRESS = ("time_s", "epoch", "samples", "samples_per_s", "loss", "learning_rate")
 STALENESS = ("mean", "p50", "p99", "max")
-COUNTERS = ("samples", "computing_s", "waiting_s", "communicating_s")
+SPENT = ("computing_s", "waiting_s", "communicating_s")
+COUNTERS = ("samples", *SPENT, "restarts")
 
 
 def as_float(value: Any) -> float:
@@ -104,7 +108,7 @@ class WorkerHistory:
         time_s = self.column("time_s")
         if len(time_s) == 0:
             return np.zeros((3, len(edges) - 1))
-        spent = np.array([np.interp(edges, time_s, self.column(name)) for name in COUNTERS[1:]])
+        spent = np.array([np.interp(edges, time_s, self.column(name)) for name in SPENT])
         shares = np.diff(spent, axis=1) / np.diff(edges)
         shares /= np.maximum(shares.sum(axis=0), 1.0)  # overlapping work may count twice
         return np.asarray(shares, dtype=np.float64)
@@ -117,6 +121,8 @@ class History:
         """Start with no event."""
         self.start: dict[str, Any] = {}
         self.end: dict[str, Any] = {}
+        self.stretches = 0
+        self.stretches_in_histograms = 0
         self.last_time_s = 0.0
         self.progress = Series(PROGRESS)
         self.staleness = Series(STALENESS)
@@ -124,6 +130,8 @@ class History:
         self.members: list[dict[str, Any]] = []
         self._epochs: dict[float, dict[str, Any]] = {}
         self._evaluations: dict[float, dict[str, Any]] = {}
+        self._within_epoch: list[dict[str, Any]] = []
+        self._histograms: dict[int, dict[int, int]] = {}
         self._events = 0
 
     @classmethod
@@ -151,7 +159,9 @@ class History:
         match event.get("event"):
             case "run_start":
                 self.start = dict(event)
-                self.end = {}  # of an earlier incarnation
+                self.end = {}  # of an earlier stretch
+                self.stretches += 1
+                self._within_epoch = []
             case "progress":
                 self._add_progress(event)
             case "member":
@@ -159,9 +169,10 @@ class History:
             case "epoch":
                 self._epochs[as_float(event.get("epoch"))] = dict(event)
             case "evaluate":
-                self._evaluations[as_float(event.get("epoch"))] = dict(event)
+                self._add_evaluation(event)
             case "run_end":
                 self.end = dict(event)
+                self._add_histograms(event)
 
     def _add_progress(self, event: Mapping[str, Any]) -> None:
         self.progress.add(event)
@@ -170,6 +181,26 @@ class History:
             worker = int(row.get("worker", 0))
             self.workers.setdefault(worker, WorkerHistory()).add(event.get("time_s"), row)
 
+    def _add_evaluation(self, event: Mapping[str, Any]) -> None:
+        epoch = as_float(event.get("epoch"))
+        per_epoch = as_float(self.start.get("samples_per_epoch"))
+        if event.get("final") and per_epoch > 0:
+            epoch = as_float(event.get("samples")) / per_epoch
+        told = {**event, "epoch": epoch}
+        if epoch % 1 > 0:
+            self._within_epoch = [told]
+        else:
+            self._evaluations[epoch] = told
+
+    def _add_histograms(self, event: Mapping[str, Any]) -> None:
+        told = event.get("staleness_histogram")
+        if told is None:
+            return
+        self.stretches_in_histograms += 1
+        for worker, histogram in told.items():
+            before = self._histograms.get(int(worker), {})
+            self._histograms[int(worker)] = summary.merge([before, summary.from_json(histogram)])
+
     @property
     def epochs(self) -> list[dict[str, Any]]:
         """The last word on each finished epoch, in order."""
@@ -177,8 +208,13 @@ class History:
 
     @property
     def evaluations(self) -> list[dict[str, Any]]:
-        """The last evaluation after each epoch, in order."""
-        return [event for _, event in sorted(self._evaluations.items())]
+        """The last evaluation after each epoch, in order.
+
+        If the run was stopped within an epoch there is one more, whose ``epoch`` is no whole
+        number: where it stopped.
+        """
+        told = [*self._evaluations.values(), *self._within_epoch]
+        return sorted(told, key=lambda event: float(event["epoch"]))
 
     def metric_names(self) -> list[str]:
         """The metrics of the evaluations other than the loss, in the order they appeared."""
@@ -201,13 +237,9 @@ class History:
         ]
 
     def staleness_by_worker(self) -> dict[int, dict[int, int]]:
-        """Each worker's histogram, as the run's end told it; empty if the run has not ended."""
-        told = self.end.get("staleness_histogram") or {}
-        return {
-            int(worker): summary.from_json(histogram)
-            for worker, histogram in sorted(told.items(), key=lambda item: int(item[0]))
-        }
+        """Each worker's histogram over all stretches that came to their end."""
+        return dict(sorted(self._histograms.items()))
 
     def staleness_histogram(self) -> dict[int, int]:
-        """The histogram of all workers' updates; empty if the run has not ended."""
+        """The same for the updates of all workers together."""
         return summary.merge(self.staleness_by_worker().values())

@@ -49,7 +49,6 @@ _MEMBER_STATES = {
     "started": "starting",
     "ready": "training",
     "died": "dead",
-    "replaced": "restarting",
     "put_aside": "put_aside",
     "left": "done",
 }
@@ -203,6 +202,8 @@ class LiveView:
         if event.get("kind") != "worker" or state is None:
             return
         row = self._shown.workers.setdefault(int(event.get("id", 0)), {})
+        if state == "starting" and wording.restarts(event.get("incarnation")):
+            state = "restarting"
         row["state"] = state
         if state in ("dead", "restarting", "put_aside"):
             row["samples_per_s"] = None

@@ -3,6 +3,7 @@
 Theory of operation.  Everything is derived from ``metrics.jsonl``.  Per-epoch arrays share one
 axis, ``epoch``: every epoch that was finished or evaluated, from 1 (0 for an evaluation before
 training).  What an epoch lacks is NaN, so that all of them can be plotted against each other.
+Where a run was stopped within an epoch, what was measured there is in ``result`` alone.
 
 =========================  =================================================================
 epoch                      [E] number of the epoch
@@ -12,7 +13,7 @@ samples                    [E] samples applied in the run by the end of the epoc
 time_s                     [E] seconds since the run's first start, at the end of the epoch
 progress_*                 [P] about every 0.5 s: time_s, epoch, samples, samples_per_s, loss,
                            learning_rate, staleness_mean, _p50, _p99, _max
-staleness_values           [V] every staleness that occurred
+staleness_values           [V] every staleness that occurred, in all stretches that ended
 staleness_counts           [V] updates of each, all workers
 staleness_counts_worker    [W, V] the same for each worker
 worker_*                   [W] id, samples, computing_s, waiting_s, communicating_s, restarts
@@ -92,7 +93,7 @@ def contents(history: History) -> dict[str, Any]:
 
 def _per_epoch(history: History) -> dict[str, Any]:
     trained = {as_float(event.get("epoch")): event for event in history.epochs}
-    tested = {as_float(event.get("epoch")): event for event in history.evaluations}
+    tested = {event["epoch"]: event for event in history.evaluations if event["epoch"] % 1 == 0}
     epochs = sorted(epoch for epoch in {**trained, **tested} if not math.isnan(epoch))
     nothing: Mapping[str, Any] = {}
 
@@ -128,10 +129,7 @@ def _staleness(history: History) -> dict[str, Any]:
 def _workers(history: History) -> dict[str, Any]:
     workers = sorted(history.workers.items())
     variables: dict[str, Any] = {
-        "worker_id": np.array([worker for worker, _ in workers], dtype=np.int64),
-        "worker_restarts": np.array(
-            [int(told.row.get("restarts") or 0) for _, told in workers], dtype=np.int64
-        ),
+        "worker_id": np.array([worker for worker, _ in workers], dtype=np.int64)
     }
     for name in histories.COUNTERS:
         totals = [told.total(name) for _, told in workers]

@@ -93,6 +93,8 @@ def _headings(history: History) -> tuple[str, str, str]:
         f"batch {start.get('batch_size', '?')}",
         f"seed {start.get('seed', '?')}",
     ]
+    if history.stretches > 1:  # which the settings and the outcome are of
+        facts.append(f"stretch {history.stretches} of the run")
     notice = wording.notice(history.end)
     title = _literal(start.get("name") or start.get("run") or "run")
     outcome = notice.text if notice else "not ended (or cut off)"
@@ -128,7 +130,7 @@ def _loss_by_time(axes: Axes, history: History) -> None:
         (as_float(e.get("at_s", e.get("time_s"))) / scale, as_float(e.get("loss")))
         for e in history.evaluations
     ]
-    _loss(axes, line, tests)
+    _loss(axes, line, sorted(tests))  # a resumed run may have evaluated an early epoch late
 
 
 def _loss(axes: Axes, line: tuple[Floats, Floats], tests: Sequence[tuple[float, float]]) -> None:
@@ -176,7 +178,11 @@ def _quality(axes: Axes, history: History) -> None:
 
 
 def _staleness(axes: Axes, history: History) -> None:
-    _frame(axes, "Staleness of the updates", "staleness (versions)", "per cent of updates")
+    title = "Staleness of the updates"
+    told, stretches = history.stretches_in_histograms, history.stretches
+    if 0 < told < stretches:  # the others go on or were cut off
+        title += f" ({told} of {stretches} stretches)"
+    _frame(axes, title, "staleness (versions)", "per cent of updates")
     histogram = history.staleness_histogram()
     figures = summary.summarise(histogram)
     if not figures.count:

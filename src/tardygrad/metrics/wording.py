@@ -97,6 +97,15 @@ def metrics(event: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
+def restarts(incarnation: Any) -> int:
+    """How often a member's slot was filled again in this stretch of the run, from its incarnation.
+
+    Each resume of a run begins its incarnations at the next multiple of 1,024
+    (``protocol.scheduler``), so that none is ever used twice.
+    """
+    return incarnation % 1024 if isinstance(incarnation, int) else 0
+
+
 def notice(event: Mapping[str, Any]) -> Notice | None:
     """What an event says if it is notable; None for those that are routine."""
     describe = {
@@ -111,17 +120,15 @@ def notice(event: Mapping[str, Any]) -> Notice | None:
 
 def _member(event: Mapping[str, Any]) -> Notice | None:
     who = f"{event.get('kind', 'member')} {event.get('id', '?')}"
-    incarnation = event.get("incarnation") or 0
-    again = f" (restart {incarnation})" if incarnation else ""
+    restart = restarts(event.get("incarnation"))
     said: dict[str, tuple[str, Tone]] = {
         "died": (f"{who} died", "bad"),
         "suspected": (f"{who} does not answer", "bad"),
-        "replaced": (f"{who} is being replaced{again}", "info"),
         "put_aside": (f"{who} is put aside", "bad"),
     }
     state = event.get("state")
-    if state == "ready" and incarnation:
-        said["ready"] = (f"{who} is back{again}", "good")
+    if state == "ready" and restart:
+        said["ready"] = (f"{who} is back (restart {restart})", "good")
     if state not in said:
         return None
     text, tone = said[state]
@@ -141,16 +148,14 @@ def _epoch(event: Mapping[str, Any]) -> Notice:
 def _evaluate(event: Mapping[str, Any]) -> Notice:
     values = [f"loss {loss(event.get('loss'))}"]
     values += [f"{name} {metric(name, value)}" for name, value in metrics(event).items()]
-    kind = "final evaluation" if event.get("final") else "evaluation"
-    return Notice(f"{kind} after epoch {event.get('epoch', '?')}: {', '.join(values)}", "good")
+    what = f"evaluation after epoch {event.get('epoch', '?')}"
+    if event.get("final"):  # of a run that was stopped it lies within an epoch
+        what = f"final evaluation after {number(event.get('samples'), ',')} samples"
+    return Notice(f"{what}: {', '.join(values)}", "good")
 
 
 def _checkpoint(event: Mapping[str, Any]) -> Notice:
-    return Notice(
-        f"checkpoint {event.get('step', '?')}: {size(event.get('bytes'))} "
-        f"in {number(event.get('seconds'), '.2f')} s",
-        "info",
-    )
+    return Notice(f"checkpoint {event.get('step', '?')}: {size(event.get('bytes'))}", "info")
 
 
 def _run_end(event: Mapping[str, Any]) -> Notice:
@@ -164,9 +169,10 @@ def _run_end(event: Mapping[str, Any]) -> Notice:
             for name, value in final.items()
         ]
     if event.get("samples") is not None:
+        parts.append(f"{number(event['samples'], ',')} samples")
         parts.append(
-            f"{number(event['samples'], ',')} samples in {duration(event.get('seconds'))}, "
-            f"{rate(event.get('samples_per_s'))} samples/s"
+            f"{duration(event.get('seconds'))} of training "
+            f"at {rate(event.get('samples_per_s'))} samples/s"
         )
     staleness = event.get("staleness")
     if isinstance(staleness, Mapping):

@@ -119,6 +119,11 @@ class Ledger:
         """How many epochs there are up to the last one of which anything is booked."""
         return max((*self._applied, *self._dropped), default=-1) + 1
 
+    @property
+    def epochs_complete(self) -> int:
+        """How many epochs from the first on are booked whole."""
+        return next(e for e in range(len(self._complete) + 1) if e not in self._complete)
+
     def complete(self) -> tuple[int, ...]:
         """The epochs that are booked whole."""
         return tuple(sorted(self._complete))

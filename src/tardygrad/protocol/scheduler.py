@@ -278,7 +278,7 @@ class Scheduler:
                 effects.append(KillWorker(worker.worker, worker.incarnation, "work came back"))
                 effects += self._spawn(worker, worker.incarnation + 1, 0.0, now)
         for worker in dead:
-            effects += self._replace(worker, now)
+            effects += self._replace(worker, "it had died before the work came back", now)
         return effects
 
     # --- death --------------------------------------------------------------------------------
@@ -314,9 +314,9 @@ class Scheduler:
         if in_vain > self.settings.workers + 2:
             reason = f"{in_vain} workers died in a row before any fragment was done; the last: "
             return effects + self._stop("failed", reason + event.reason, now)
-        return effects + self._replace(entry, now)
+        return effects + self._replace(entry, event.reason, now)
 
-    def _replace(self, entry: mb.WorkerEntry, now: float) -> list[Effect]:
+    def _replace(self, entry: mb.WorkerEntry, death: str, now: float) -> list[Effect]:
         s = self.settings
         if self.restarts_used < s.restarts:
             self.restarts_used += 1
@@ -326,7 +326,8 @@ class Scheduler:
         reason = f"all {s.restarts} restarts are used up"
         effects: list[Effect] = [self._worker_state(entry, "put_aside", reason)]
         if mb.no_one_left(self.workers):
-            effects += self._stop("failed", f"no worker is left and {reason}", now)
+            why = f"no worker is left and {reason}; the last one: {death}"
+            effects += self._stop("failed", why, now)
         return effects
 
     def _server_died(self, event: ev.ServerDied, now: float) -> list[Effect]:

@@ -1,0 +1,154 @@
+"""The Python interface: what it takes, what it refuses, and that a run can go on from there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import tardygrad
+from tardygrad.api import _method, _recipe
+from tardygrad.errors import CheckpointError, ModelError, TrainingFailed, UsageError
+from tardygrad.metrics.sink import read
+from tardygrad.storage.run_directory import RunDirectory
+
+THREADS: set[int] = set()
+
+
+class Network(torch.nn.Module):
+    """Notes how many compute threads it may use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        THREADS.add(torch.get_num_threads())
+        output: torch.Tensor = self.linear(x)
+        return output
+
+
+def data() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(96, 4, generator=generator), torch.arange(96) % 3
+
+
+def simulate(run: Path, **settings: Any) -> tardygrad.Result:
+    here = {"engine": "inline", "workers": 2, "batch_size": 8, "epochs": 2, **settings}
+    return tardygrad.train(Network, data(), out=run, quiet=True, **here)
+
+
+def test_a_simulation_computes_as_its_replay_does(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        THREADS.clear()
+        simulate(tmp_path / "run")
+        assert 1 in THREADS
+        assert tardygrad.replay(tmp_path / "run").matches
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+# --- arguments --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"callbacks": tardygrad.Callback()}, "expected a list"),
+        ({"callbacks": [object()]}, "callbacks has an object of type object"),
+        ({"metrics": ["accuracy"]}, "expected {'name': function}"),
+        ({"method": 3}, "method is an object of type int"),
+        ({"recipe": 3}, "recipe is an object of type int"),
+        ({"recipe": "nowhere.yaml"}, "cannot read the configuration 'nowhere.yaml'"),
+        ({"model": 3}, "model is an object of type int"),
+        ({"data": "mnist", "test_data": data()}, "leave out test_data"),
+        ({"data": None, "test_data": data()}, "give both"),
+        ({"data": None}, "data is missing"),
+    ],
+)
+def test_what_cannot_be_used_is_refused(
+    tmp_path: Path, arguments: dict[str, Any], told: str
+) -> None:
+    given = {"model": Network, "data": data(), **arguments}
+    with pytest.raises(UsageError) as error:
+        tardygrad.train(**given, out=tmp_path / "run", quiet=True)
+    assert told in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_settings_of_the_same_method_are_merged() -> None:
+    recipe = {"name": "async_sgd", "weight_decay": 0.1, "clip_norm": 2.0}
+    assert _method({"clip_norm": 1.0}, recipe) == {**recipe, "clip_norm": 1.0}
+    assert _method("async_sgd", recipe) == recipe
+    assert _method({"name": "other"}, recipe) == {"name": "other"}
+    assert _method({"mixing": 0.5}, {}) == {"mixing": 0.5}
+
+
+def test_a_recipe_may_be_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("epochs: 3\n")
+    assert _recipe(str(file)) == _recipe(file) == {"epochs": 3}
+
+
+# --- what cannot go on ------------------------------------------------------------------------
+
+
+def test_epochs_that_the_checkpoint_lacks_are_told_again(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    simulate(run, epochs=3)
+    # As if the run had been killed before its first checkpoint was complete.
+    for manifest in run.glob("checkpoints/*/manifest.json"):
+        manifest.unlink()
+    with RunDirectory.open(run, lock=True) as directory:
+        directory.finish("failed")
+    tardygrad.resume(run, quiet=True)
+    told = [e["epoch"] for e in read(run / "metrics.jsonl") if e["event"] == "epoch"]
+    assert told == [1, 2, 3, 1, 2, 3]
+
+
+def test_checkpoints_that_are_all_damaged_are_not_ignored(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    simulate(run)
+    for shard in run.glob("checkpoints/*/*.safetensors"):
+        shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match=r"no checkpoint of .* can be used.*bytes"):
+        tardygrad.resume(run, quiet=True, epochs=4)
+
+
+def test_a_finished_run_goes_on_with_more_epochs(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    simulate(run)
+    tardygrad.resume(run, quiet=True, epochs=4)
+    told = [e["epoch"] for e in read(run / "metrics.jsonl") if e["event"] == "epoch"]
+    assert told == [1, 2, 3, 4]
+
+
+def test_objects_that_cannot_be_loaded_are_told(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    simulate(run)
+    (run / "job.pkl").write_bytes(b"\x80\x05cnowhere\nmodel\n.")
+    with pytest.raises(ModelError, match=r"No module named 'nowhere'.*PYTHONPATH"):
+        tardygrad.replay(run)
+
+
+def test_large_data_are_handed_over_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tardygrad.training._BY_VALUE_DATA_LIMIT", 100)
+    run = tmp_path / "run"
+    simulate(run)
+    with pytest.raises(UsageError, match="hand the data over again"):
+        tardygrad.replay(run)
+    assert tardygrad.replay(run, data=data()).matches
+
+
+def test_a_failed_run_raises(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    crash = {"kind": "crash", "target": "worker-0", "at_s": 0.05}
+    with pytest.raises(TrainingFailed, match=f"no worker is left.*the run is in {run}"):
+        simulate(
+            run, workers=1, epochs=50, failure={"restarts": 0}, simulation={"faults": [crash]}
+        )
