@@ -14,9 +14,9 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from tardygrad import errors, methods
     from tardygrad.api import resume, train
-    from tardygrad.audit import audit
+    from tardygrad.auditing import audit
     from tardygrad.callbacks import Callback
-    from tardygrad.replay import replay
+    from tardygrad.replaying import replay
     from tardygrad.training import Result
 
 _HOMES = {
@@ -24,8 +24,8 @@ _HOMES = {
     "resume": "tardygrad.api",
     "Callback": "tardygrad.callbacks",
     "Result": "tardygrad.training",
-    "audit": "tardygrad.audit",
-    "replay": "tardygrad.replay",
+    "audit": "tardygrad.auditing",
+    "replay": "tardygrad.replaying",
 }
 _MODULES = ("methods", "errors")
 
@@ -39,7 +39,6 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f"{__name__}.{name}")
     if name in _HOMES:
         value = getattr(importlib.import_module(_HOMES[name]), name)
-        # ``audit`` and ``replay`` are modules too: the function is what people mean.
         globals()[name] = value
         return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -275,8 +275,8 @@ class SimulationConfig(Section):
 
     compute: Durations = Duration(mean_s=0.01)
     """Seconds per step: one distribution for all workers, or a list with one for each."""
-    network: Duration = Duration(mean_s=0.0002)
-    """Seconds that parameters and updates travel, one way."""
+    network: Durations = Duration(mean_s=0.0002)
+    """Seconds that parameters and updates travel, one way; a list gives each worker its link."""
     control: Duration = Duration(mean_s=0.0002)
     """Seconds that control messages travel, one way."""
     apply: Duration = Duration(mean_s=0.0001)
@@ -285,11 +285,15 @@ class SimulationConfig(Section):
     tick_s: float = Field(0.5, gt=0)
     """Virtual seconds between two ticks of the clock (leases, heartbeats, progress)."""
     limit_s: float | None = Field(None, gt=0)
-    """Virtual seconds after which the simulation gives up; None = never."""
+    """Virtual seconds after which the simulation gives up; None = ten million."""
 
     def compute_of(self, worker: int) -> Duration:
         """The compute time of worker ``worker`` (0 ..)."""
         return self.compute[worker] if isinstance(self.compute, tuple) else self.compute
+
+    def network_of(self, worker: int) -> Duration:
+        """The delay between worker ``worker`` (0 ..) and any server."""
+        return self.network[worker] if isinstance(self.network, tuple) else self.network
 
 
 class RunConfig(Document):
@@ -352,12 +356,13 @@ class RunConfig(Document):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        compute = self.simulation.compute
-        if isinstance(compute, tuple) and len(compute) != self.workers:
-            raise ValueError(
-                f"simulation.compute: expected one duration for all, or a list of {self.workers} "
-                f"(one for each worker), got a list of {len(compute)}"
-            )
+        for key in ("compute", "network"):
+            given = getattr(self.simulation, key)
+            if isinstance(given, tuple) and len(given) != self.workers:
+                raise ValueError(
+                    f"simulation.{key}: expected one duration for all, or a list of "
+                    f"{self.workers} (one for each worker), got a list of {len(given)}"
+                )
         for number, fault in enumerate(self.simulation.faults):
             kind, _, index = (fault.target or "").partition("-")
             count = self.workers if kind == "worker" else self.servers

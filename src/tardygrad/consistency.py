@@ -6,7 +6,7 @@ parameters; the rule says how far the slowest member's clock must have come for 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -14,13 +14,6 @@ from tardygrad.sections import Section
 
 NO_NEED = -1
 """No clock is waited for."""
-
-
-class Decision(NamedTuple):
-    """A verdict and why."""
-
-    ok: bool
-    reason: str
 
 
 class ASP(Section):
@@ -36,10 +29,6 @@ class ASP(Section):
     def need(self, clock: int) -> int:
         """The clock that the slowest member must have reached before exchange ``clock``."""
         return NO_NEED
-
-    def may_go_on(self, clock: int, slowest: int) -> Decision:
-        """Always."""
-        return Decision(True, "asynchronous: no bound")
 
 
 class SSP(Section):
@@ -60,12 +49,6 @@ class SSP(Section):
     def need(self, clock: int) -> int:
         """The clock that the slowest member must have reached before exchange ``clock``."""
         return max(clock - self.bound, 0)
-
-    def may_go_on(self, clock: int, slowest: int) -> Decision:
-        """Whether a worker at ``clock`` may start, given the slowest member's clock."""
-        if slowest >= self.need(clock):
-            return Decision(True, f"slowest at {slowest}, within {self.bound} of {clock}")
-        return Decision(False, f"slowest at {slowest}, more than {self.bound} behind {clock}")
 
 
 Consistency = Annotated[ASP | SSP, Field(discriminator="name")]

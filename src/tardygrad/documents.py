@@ -2,8 +2,8 @@
 
 The YAML is that of version 1.2's core schema and not the older one that PyYAML follows: ``1e-4`` is
 a number, ``no`` and ``on`` are texts, ``2024-01-31`` and ``12:30`` are texts.  A key that stands
-twice in a mapping is an error, since one of the two would be ignored.  What is written here reads
-back equal.
+twice in a mapping is an error, since one of the two would be ignored; so is a key that is not a
+text, since it would come back as one.  What is written here reads back equal.
 """
 
 from __future__ import annotations
@@ -17,6 +17,12 @@ from typing import Any
 import yaml
 
 from tardygrad.errors import ConfigError, UsageError
+
+_DEEPEST = 50
+"""Levels of sections and lists: far more than anybody needs, far fewer than Python can recurse."""
+
+_TEXT = "tag:yaml.org,2002:str"
+_KINDS = {list: "a list", str: "a text", int: "a number", float: "a number"}
 
 _RESOLVERS = {
     "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
@@ -32,18 +38,33 @@ _RESOLVERS = {
 
 class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        self._depth += 1
+        if self._depth > _DEEPEST and parent is not None:
+            problem = f"nested more than {_DEEPEST} levels deep"
+            raise yaml.composer.ComposerError(None, None, problem, parent.start_mark)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[tuple[str, str]] = set()
+        seen: set[str] = set()
         for key_node, _ in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
                 continue  # the safe loader refuses it, with a better message
-            key = (key_node.tag, key_node.value)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key[1]!r} stands here twice", key_node.start_mark
+            key = key_node.value
+            if key_node.tag != _TEXT:
+                problem = (
+                    f"the key {key or 'null'} is not a text; if it is meant, quote it: '{key}'"
                 )
-            seen.add(key)
+            elif key in seen:
+                problem = f"the key {key!r} stands here twice"
+            else:
+                seen.add(key)
+                continue
+            raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -60,7 +81,7 @@ class _Dumper(yaml.SafeDumper):
 def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
     """Quoted with escapes where anything invisible is in it: PyYAML loses some of that else."""
     style = None if text.isprintable() else '"'
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+    return dumper.represent_scalar(_TEXT, text, style=style)
 
 
 _Dumper.add_representer(str, _represent_text)
@@ -85,7 +106,7 @@ def load_config(path: Path) -> dict[str, Any]:
         raise UsageError(f"cannot read the configuration {str(path)!r}: {reason}") from None
     document = parse(text, str(path))
     if not isinstance(document, dict):
-        found = "nothing" if document is None else f"a {type(document).__name__}"
+        found = "nothing" if document is None else _KINDS.get(type(document), repr(document))
         raise ConfigError(f"{path}: expected settings (key: value lines), found {found}")
     return document
 
@@ -143,6 +164,8 @@ def override(document: Mapping[str, Any], assignments: Iterable[str]) -> dict[st
         keys = path.strip().split(".")
         if not equals or not all(keys):
             raise ConfigError(f"--set {assignment}: expected path.to.key=value, such as workers=2")
+        if len(keys) > _DEEPEST:
+            raise ConfigError(f"--set {keys[0]}. ...: nested more than {_DEEPEST} levels deep")
         _assign(changed, keys, parse(text, f"--set {assignment}"), assignment)
     return changed
 

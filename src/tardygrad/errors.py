@@ -13,12 +13,7 @@
     |-- LedgerError                 the books of a shard contradict themselves
     |-- ReplayMismatch              a replayed trace gave another digest
     |-- InvariantViolation          a promise of the design was broken: a bug in tardygrad
-    |-- ProtocolError
-    |   |-- LocalProtocolError      this side broke the protocol: a bug in tardygrad
-    |   `-- RemoteProtocolError     the other side did, or is a stranger
-    |-- WorkerFailed                one worker failed; the run may go on
-    |-- TrainingFailed              the run cannot go on
-    `-- Preempted                   exit status 75: stopped after a checkpoint; resume it
+    `-- TrainingFailed              the run cannot go on
 
 Every message says what was passed, what was expected and what to do.  Exceptions hold nothing but
 their message, so they travel between processes by pickle.  ``exit_code`` is the exit status of the
@@ -85,30 +80,8 @@ class InvariantViolation(TardygradError):
     """A promise of the design does not hold.  Always a bug in tardygrad: please report it."""
 
 
-class ProtocolError(TardygradError):
-    """A message that the protocol does not allow here."""
-
-
-class LocalProtocolError(ProtocolError):
-    """This side broke the protocol.  Always a bug in tardygrad: please report it."""
-
-
-class RemoteProtocolError(ProtocolError):
-    """The peer broke the protocol, or belongs to another run."""
-
-
-class WorkerFailed(TardygradError):
-    """A worker failed by an exception of its own (not by being killed)."""
-
-
 class TrainingFailed(TardygradError):
     """The run cannot go on: no worker is left, or a shard cannot be restored."""
-
-
-class Preempted(TardygradError):
-    """The run was asked to stop and did so after a checkpoint; resume it by its directory."""
-
-    exit_code: ClassVar[int] = 75
 
 
 def nearest(name: str, valid: Iterable[str]) -> str | None:

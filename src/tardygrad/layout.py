@@ -23,7 +23,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal, Protocol, Self, TypeVar
+from typing import Any, Literal, Self
 
 from tardygrad.errors import CheckpointError, ConfigError
 
@@ -35,9 +35,7 @@ __all__ = [
     "KeyRange",
     "Layout",
     "Locality",
-    "merge",
     "partition",
-    "split",
 ]
 
 ALIGN = 16
@@ -67,11 +65,6 @@ class KeyRange:
     def size(self) -> int:
         """Elements in the range."""
         return self.stop - self.start
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of the range as float32."""
-        return self.size * ELEMENT_BYTES
 
     @property
     def slice(self) -> slice:
@@ -330,50 +323,3 @@ def _fill(borders: Sequence[int], capacity: int) -> list[int]:
             stops.append(before)
             start = before
     return [*stops, borders[-1]]
-
-
-V_co = TypeVar("V_co", covariant=True)
-V_contra = TypeVar("V_contra", contravariant=True)
-V = TypeVar("V")
-
-
-class Sliceable(Protocol[V_co]):
-    """What `split` needs: a slice of it is a `V_co` (tensor, array, list, bytes)."""
-
-    def __getitem__(self, key: slice, /) -> V_co: ...
-
-
-class SliceAssignable(Protocol[V_contra]):
-    """What `merge` writes into."""
-
-    def __setitem__(self, key: slice, value: V_contra, /) -> None: ...
-
-
-def split(values: Sliceable[V], ranges: Sequence[KeyRange]) -> tuple[V, ...]:
-    """One slice of `values` for each range: views for tensors and arrays, copies for lists.
-
-    Args:
-        values: A flat vector of at least `parameters_size` elements.
-        ranges: What `partition` returned.
-
-    >>> split(list(range(32)), (KeyRange(0, 2), KeyRange(2, 5)))
-    ([0, 1], [2, 3, 4])
-    """
-    return tuple(values[r.slice] for r in ranges)
-
-
-def merge(parts: Sequence[V], ranges: Sequence[KeyRange], out: SliceAssignable[V]) -> None:
-    """Write one part for each range into the flat vector `out`: the inverse of `split`.
-
-    Args:
-        parts: A vector for each range, of that range's size.
-        ranges: What `partition` returned.
-        out: The flat vector to write into.
-
-    Raises:
-        ValueError: If there are not as many parts as ranges.
-    """
-    if len(parts) != len(ranges):
-        raise ValueError(f"merge got {len(parts)} parts for {len(ranges)} ranges")
-    for part, key_range in zip(parts, ranges, strict=True):
-        out[key_range.slice] = part

@@ -25,6 +25,18 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 
+_ARGUMENTS = ("lr", "momentum", "nesterov", "dampening", "betas", "eps", "amsgrad")
+_OF_THE_METHOD = (
+    *("optimizer", "schedule", "staleness", "consistency", "exchange_period", "in_flight"),
+    *("mixing", "weight_decay", "clip_norm", "clip_value"),
+)
+FAMILIAR = {
+    **{name: f"method.optimizer.arguments.{name}" for name in _ARGUMENTS},
+    "learning_rate": "method.optimizer.arguments.lr",
+    **{name: f"method.{name}" for name in _OF_THE_METHOD},
+}
+"""Names that people look for elsewhere, and where they stand in the whole configuration."""
+
 UNION_TAGS = ("list", "one")
 """Tags of unions without a discriminating key; error messages leave them out."""
 
@@ -33,7 +45,7 @@ _PLAIN_WORDS = (
     (r"a valid integer", "a whole number"),
     (r"a valid boolean", "true or false"),
     (r"a valid string", "a text"),
-    (r"a valid (dictionary|tuple|list)", r"a \1"),
+    (r"a valid (tuple|list)", "a list"),
     (r"a valid ", "a "),
     (r"a dictionary( or object to extract fields from)?", "a section (key: value pairs)"),
     (r"expected (greater|less)", r"expected a number \1"),
@@ -67,6 +79,11 @@ class Document(Section):
         Raises:
             ConfigError: something is wrong; one line for each problem.
         """
+        if isinstance(obj, Mapping):
+            for key in obj:
+                if not isinstance(key, str):
+                    where = f"{cls.where}: " if cls.where else ""
+                    raise ConfigError(f"{where}expected a text as the key, got {_shorten(key)}")
         try:
             return super().model_validate(obj, **options)
         except ValidationError as error:
@@ -94,14 +111,18 @@ def _problems(cls: type[Document], error: ValidationError) -> Iterator[str]:
 def _hint(cls: type[Document], section: type[BaseModel] | None, key: str) -> str:
     """What the key should perhaps be: the same key elsewhere, or the most similar one here."""
     keys = list(_keys(section)) if section is not None else []
+    match = find(cls, key) or nearest(key, keys)
+    return f"did you mean {match!r}?" if match else f"valid: {', '.join(sorted(keys))}"
+
+
+def find(cls: type[Document], key: str) -> str | None:
+    """Where ``key`` stands in the whole configuration, if there is one such place."""
     elsewhere = list(_paths_to(cls, key))
     outermost = min((path.count(".") for path in elsewhere), default=0)
     candidates = [path for path in elsewhere if path.count(".") == outermost]
     if len(candidates) == 1:
-        match: str | None = ".".join(part for part in (cls.where, candidates[0]) if part)
-    else:
-        match = nearest(key, keys)
-    return f"did you mean {match!r}?" if match else f"valid: {', '.join(sorted(keys))}"
+        return ".".join(part for part in (cls.where, candidates[0]) if part)
+    return FAMILIAR.get(key)
 
 
 def _paths_to(section: type[BaseModel], key: str) -> Iterator[str]:
@@ -191,18 +212,6 @@ def _message(details: ErrorDetails) -> str:
     message = details["msg"]
     for pattern, plain in _PLAIN_WORDS:
         message = re.sub(pattern, plain, message)
-    return f"{message}, got {_shorten(value)}"
-    if details["type"] == "union_tag_invalid":
-        tags = [tag.strip("'") for tag in context["expected_tags"].split(", ")]
-        return unknown(context["discriminator"].strip("'"), context["tag"], tags)
-    if details["type"] == "union_tag_not_found":
-        key = context["discriminator"].strip("'")
-        return f"expected a section with a {key}, got {_shorten(value)}"
-    if details["type"] == "model_type":
-        return f"expected a section (key: value pairs), got {_shorten(value)}"
-    message = details["msg"].replace("Input should be", "expected")
-    message = message.replace("a valid integer", "a whole number").replace("a valid ", "a ")
-    message = re.sub(r"expected (greater|less)", r"expected a number \1", message)
     return f"{message}, got {_shorten(value)}"
 
 

@@ -45,7 +45,7 @@ from tardygrad.storage.atomic import write_bytes
 from tardygrad.storage.run_directory import RunDirectory
 
 if TYPE_CHECKING:
-    from tardygrad.audit import Audit
+    from tardygrad.auditing import Audit
     from tardygrad.models.torch import TorchAdapter
 
 _EXIT_CODES = {"done": 0, "failed": 1, "preempted": 75}
@@ -391,10 +391,11 @@ class _Stage:
         }
 
     def _audit(self, end: RunEnd, observer: RunObserver) -> Audit:
-        from tardygrad.audit import Audit, audit
+        from tardygrad.auditing import Audit, audit
 
         try:
-            return audit(self.directory.path)
+            # The directory does not know its outcome yet, and with it depends what is due.
+            return audit(self.directory.path, outcome=end.outcome)
         except TardygradError as error:
             if end.outcome == "done":
                 raise
@@ -426,7 +427,7 @@ class _Stage:
 
     def _result(self, end: RunEnd, summary: dict[str, Any], observer: RunObserver) -> Result:
         self._load(end)
-        self.adapter.module.eval()
+        self.adapter.module.eval().cpu()
         curves: Path | None = None
         with contextlib.suppress(UsageError):  # the extra is not there: nothing is drawn
             from tardygrad.metrics.report import report

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from tardygrad.audit import audit
+from tardygrad.auditing import audit
 from tardygrad.metrics.sink import read
 from tardygrad.storage.checkpoints import CheckpointStore
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import tardygrad
+from tardygrad import auditing
 from tardygrad.api import _method, _recipe
 from tardygrad.errors import CheckpointError, ModelError, TrainingFailed, UsageError
 from tardygrad.metrics.sink import read
@@ -48,6 +49,7 @@ def test_a_simulation_computes_as_its_replay_does(tmp_path: Path) -> None:
         simulate(tmp_path / "run")
         assert 1 in THREADS
         assert tardygrad.replay(tmp_path / "run").matches
+        assert tardygrad.audit(tmp_path / "run").exact
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
@@ -145,10 +147,25 @@ def test_large_data_are_handed_over_again(tmp_path: Path, monkeypatch: pytest.Mo
     assert tardygrad.replay(run, data=data()).matches
 
 
+def test_what_a_finished_run_owes_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The verdict within the run must know that the run is done: only then is all of it due."""
+
+    def shortened(run: Path, *, outcome: str | None = None) -> auditing.Audit:
+        for trace in (run / "trace").iterdir():
+            trace.write_bytes(trace.read_bytes()[:-800])
+        return audit(run, outcome=outcome)
+
+    audit = auditing.audit
+    monkeypatch.setattr(auditing, "audit", shortened)
+    result = simulate(tmp_path / "run")
+    assert result.summary["ledger"]["exact"] is False
+    assert result.summary["ledger"]["missing"] > 0
+
+
 def test_a_failed_run_raises(tmp_path: Path) -> None:
     run = tmp_path / "run"
     crash = {"kind": "crash", "target": "worker-0", "at_s": 0.05}
     with pytest.raises(TrainingFailed, match=f"no worker is left.*the run is in {run}"):
-        simulate(
-            run, workers=1, epochs=50, failure={"restarts": 0}, simulation={"faults": [crash]}
-        )
+        simulate(run, workers=1, epochs=50, failure={"restarts": 0}, simulation={"faults": [crash]})

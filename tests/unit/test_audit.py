@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tardygrad.audit import Audit, Row, audit, run_plan
+from tardygrad.auditing import Audit, Row, audit, run_plan
 from tardygrad.config import RunConfig, to_yaml
 from tardygrad.data.fragments import FragmentPlan
 from tardygrad.engines.shard_host import TraceFile

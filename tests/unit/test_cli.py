@@ -16,19 +16,19 @@ from typing import Any
 import pytest
 
 import tardygrad
-from tardygrad.audit import Audit, Row
+from tardygrad.auditing import Audit, Row
 from tardygrad.cli import _COMMANDS, _parsers, main
 from tardygrad.config import RunConfig, to_yaml
 from tardygrad.errors import (
     CheckpointError,
     DataError,
     ModelError,
-    Preempted,
     RunDirectoryError,
     TardygradError,
 )
 from tardygrad.recipes import load
 from tardygrad.storage.run_directory import RunDirectory
+from tardygrad.training import resolve
 
 OPTIONS = {
     "": ["--help", "--version"],
@@ -99,7 +99,7 @@ def training(install: Install, tmp_path: Path) -> Training:
     }
     fake = Training(Result(tmp_path / "run", summary=summary, curves=tmp_path / "run/curves.png"))
     install("training", run=fake.run, resume=fake.resume, resolve=fake.resolve)
-    install("audit", audit=lambda run: BOOKS)
+    install("auditing", audit=lambda run: BOOKS)
     return fake
 
 
@@ -176,6 +176,9 @@ def test_version_as_a_module() -> None:
     assert version[0].isdigit()
 
 
+BEHIND_SET = "unknown option --lr (settings go behind --set: --set"
+
+
 # Mistakes, each answered in one line with exit status 2
 
 
@@ -206,7 +209,20 @@ def test_version_as_a_module() -> None:
         (["train", "--resume"], "there is no unfinished run in 'runs' to resume: name"),
         (["ledger"], "the following arguments are required: RUN; see 'tardygrad ledger --help'"),
         (["recipes", "mlp"], "unknown recipe 'mlp' (did you mean 'mnist-mlp'?)"),
-        (["doctor", "now"], "unexpected argument 'now'"),
+        (
+            ["doctor", "now"],
+            "unexpected argument 'now' (the command takes none); see 'tardygrad do",
+        ),
+        (["clean", "a=1"], "unexpected argument 'a=1' (the command takes none); see 'tardygrad cl"),
+        (["train", "blobs", "--lr", "0.1"], "unknown option --lr (settings go behind --set: --set"),
+        (["train", "--lr=0.1"], f"{BEHIND_SET} method.optimizer.arguments.lr=0.1); see"),
+        (["train", "blobs", "--quite"], "unknown option --quite (did you mean --quiet?)"),
+        (["ledger", "a", "--lr", "1"], "unknown option --lr (valid: --json)"),
+        (["--dry-run", "train", "blobs"], "options of a command go after it: tardygrad train --dr"),
+        (["--set", "a=1", "train"], "options of a command go after it: tardygrad train --set; see"),
+        (["--out=x", "train"], "options of a command go after it: tardygrad train --out; see"),
+        (["train", "blobs", "--set", "1=2"], "1: unknown key (valid: batch_size,"),
+        (["train", "blobs", "--set", "a={1: 2}"], "--set a={1: 2}: line 1: the key 1 is not a tex"),
     ],
 )
 def test_mistakes(
@@ -240,7 +256,6 @@ def test_each_problem_of_a_configuration_has_its_line(
         (ModelError("cannot import 'shop.models'"), 2),
         (RunDirectoryError("runs/a holds another run"), 2),
         (CheckpointError("shard 1 is missing"), 1),
-        (Preempted("stopped after a checkpoint"), 75),
     ],
 )
 def test_errors_of_training_keep_their_status(
@@ -312,7 +327,7 @@ def test_train_passes_on_what_it_is_told(
     assert asked["command_started"] > 0
     lines = capsys.readouterr().out.splitlines()
     for expected in (
-        "done, after 1:01",
+        "done, after 1:01 of training",
         "  test accuracy  98.61 %",
         "  test loss      0.0512",
         "  speed          4,321 samples/s",
@@ -333,7 +348,7 @@ def test_a_run_that_was_stopped_says_how_to_go_on(
     training.result = Result(run, "preempted", 75, {"reason": "SIGTERM"})
     assert main(["train", "blobs"]) == 75
     shown = capsys.readouterr().out
-    assert "preempted: SIGTERM, after -\n" in shown
+    assert "preempted: SIGTERM, after - of training\n" in shown
     assert f"tardygrad train --resume {run} " in shown
     assert "replay" not in shown
 
@@ -344,7 +359,7 @@ def test_books_that_cannot_be_read_do_not_hide_the_rest(
     def audit(run: Path) -> Audit:
         raise CheckpointError("no ledger here")
 
-    install("audit", audit=audit)
+    install("auditing", audit=audit)
     assert main(["train", "blobs"]) == 0
     assert "  ledger         not readable: no ledger here\n" in capsys.readouterr().out
 
@@ -407,12 +422,38 @@ def test_resume_the_newest_that_is_not_done(
 
 
 def test_resume_dry_run_shows_the_changed_configuration(
-    training: Training, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = RunConfig.model_validate(load("blobs"))
-    (tmp_path / "config.yaml").write_text(to_yaml(config))
-    assert main(["train", "--resume", str(tmp_path), "--dry-run", "--set", "workers=7"]) == 0
+    config = resolve(load("blobs"))
+    RunDirectory.create(tmp_path / "run", to_yaml(config)).close()
+    words = ["train", "--resume", str(tmp_path / "run"), "--dry-run"]
+    assert main([*words, "--set", "workers=7"]) == 0
     assert capsys.readouterr().out == to_yaml(config.model_copy(update={"workers": 7}))
+
+
+@pytest.mark.parametrize(
+    ("name", "assignment", "expected"),
+    [
+        ("run", "seed=5", "seed cannot change when a run is resumed"),
+        ("run", "method.mixing=0.5", "method cannot change when a run is resumed"),
+        ("run", "workers=7", "run is done; to train on, resume it with more epochs"),
+        ("rum", "workers=7", "rum does not exist: expected the directory of a run (did you mean"),
+    ],
+)
+def test_resume_dry_run_has_the_rules_of_resume(
+    name: str,
+    assignment: str,
+    expected: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with RunDirectory.create("run", to_yaml(resolve(load("blobs")))) as run:
+        run.finish("done")
+    words = ["train", "--resume", name, "--set", assignment]
+    for dry in ([], ["--dry-run"]):
+        assert refusal(capsys, *words, *dry).startswith(expected)
 
 
 def test_recipes(tmp_path: Path, capsys: pytest.CaptureFixture[str], training: Training) -> None:

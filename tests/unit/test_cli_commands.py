@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tardygrad.audit import Audit, Row
+from tardygrad.auditing import Audit, Row
 from tardygrad.cli import doctor, main
 from tardygrad.cli.doctor import Check, cpu_quota, memory_sizes
+from tardygrad.data import mnist
+
+PROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
 
 Install = Callable[..., None]
 
@@ -40,7 +48,7 @@ BOOKS = Audit(True, [row(epoch, shard, 60_000) for epoch in (1, 2) for shard in 
 
 
 def test_ledger_exact(install: Install, capsys: pytest.CaptureFixture[str]) -> None:
-    install("audit", audit=lambda run: BOOKS)
+    install("auditing", audit=lambda run: BOOKS)
     assert main(["ledger", "runs/a"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["epoch", "shard", "applied", "dropped", "missing", "twice"]
@@ -50,7 +58,7 @@ def test_ledger_exact(install: Install, capsys: pytest.CaptureFixture[str]) -> N
 
 def test_ledger_not_exact(install: Install, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [row(1, 0, 90, missing=10), row(1, 1, 110, twice=10), row(2, 0, 5, complete=False)]
-    install("audit", audit=lambda run: Audit(False, rows))
+    install("auditing", audit=lambda run: Audit(False, rows))
     assert main(["ledger", "runs/a"]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition("  <-")[1] != "" for line in lines[1:4]] == [True, True, False]
@@ -59,7 +67,7 @@ def test_ledger_not_exact(install: Install, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_ledger_for_programs(install: Install, capsys: pytest.CaptureFixture[str]) -> None:
-    install("audit", audit=lambda run: Audit(False, [row(1, 0, 90, missing=10)]))
+    install("auditing", audit=lambda run: Audit(False, [row(1, 0, 90, missing=10)]))
     assert main(["ledger", "runs/a", "--json"]) == 1
     assert json.loads(capsys.readouterr().out) == {
         "exact": False,
@@ -97,7 +105,7 @@ def test_replay(
             progress(6, 12)
         return report
 
-    install("replay", replay=replay)
+    install("replaying", replay=replay)
     assert main(["replay", "runs/a"]) == status
     assert capsys.readouterr().out.startswith(expected)
     assert main(["replay", "runs/a", "--quiet"]) == status
@@ -159,6 +167,66 @@ def test_doctor(
     assert capsys.readouterr().out.endswith("-> pip install torch\n")
     assert main(["doctor", "--json"]) == 1
     assert json.loads(capsys.readouterr().out)[0]["level"] == "error"
+
+
+def test_the_doctor_asks_for_every_package_that_is_needed() -> None:
+    project = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]
+    needed = [re.split("[<>=]", line)[0] for line in project["dependencies"]]
+    assert sorted(doctor._PACKAGES) == sorted(needed)
+
+
+def test_a_torch_that_is_broken_is_a_finding(tmp_path: Path) -> None:
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("raise OSError('libtorch.so:\\nnot found')")
+    done = subprocess.run(
+        [sys.executable, "-m", "tardygrad", "doctor"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
+    assert (done.returncode, done.stderr) == (1, "")
+    lines = done.stdout.splitlines()
+    broken = "FAIL  torch              cannot be imported: OSError: libtorch.so: not found"
+    assert lines[lines.index(broken) + 1].lstrip().startswith("-> install torch again")
+    assert "WARN  data               cannot be examined: OSError: libtorch.so: not found" in lines
+    assert any(line.startswith("ok    disk ") for line in lines)
+
+
+def test_an_examination_that_fails_does_not_stop_the_others(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def disk() -> Iterator[Check]:
+        yield Check("ok", "memory", "8 GiB")
+        raise FileNotFoundError("gone")
+
+    def last() -> Iterator[Check]:
+        yield Check("ok", "GPU", "none")
+
+    monkeypatch.setattr(doctor, "_EXAMINATIONS", (disk, last))
+    assert main(["doctor"]) == 0
+    assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()] == [
+        ["ok", "memory"],
+        ["WARN", "disk"],
+        ["ok", "GPU"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("files", "level", "found"),
+    [
+        ({"a": Path("x/a"), "b": Path("y/b")}, "ok", "x"),
+        ({"a": Path("x/a"), "b": None}, "warning", "1 of its 2 files are not on this machine"),
+        ({"a": None, "b": None}, "warning", "not on this machine"),
+    ],
+)
+def test_all_of_mnist_must_be_there(
+    files: dict[str, Path | None], level: str, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mnist, "locate", lambda: files)
+    [check] = doctor.data()
+    assert (check.level, check.found) == (level, found)
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,9 @@ def problems(*assignments: str) -> tuple[str, ...]:
         ("failure.lease=2", "failure.lease: unknown key (did you mean 'lease_s'?)"),
         ("simulation.faults=[{knd: crash}]", "simulation.faults.0.knd: unknown key (did you mean"),
         ("simulation.compute.mean=1", "simulation.compute.mean: unknown key (did you mean 'mean_s"),
+        ("lr=1", "lr: unknown key (did you mean 'method.optimizer.arguments.lr'?)"),
+        ("momentum=1", "momentum: unknown key (did you mean 'method.optimizer.arguments.momentum'"),
+        ("failure.clip_norm=1", "failure.clip_norm: unknown key (did you mean 'method.clip_norm'"),
         ("zzzz=2", "zzzz: unknown key (valid: batch_size, checkpoint, data, "),
         # a wrong type
         ("workers=many", "workers: expected a whole number, got 'many'"),
@@ -68,7 +71,9 @@ def problems(*assignments: str) -> tuple[str, ...]:
         ("model=3", "model: expected a section (key: value pairs), got 3"),
         ("method=3", "method: expected a section (key: value pairs), got 3"),
         ("simulation.compute=slow", "simulation.compute: expected a section (key: value pairs)"),
-        ("model.arguments={3: 4}", "model.arguments.3.[key]: expected a text, got 3"),
+        ("simulation.faults=3", "simulation.faults: expected a list, got 3"),
+        ("model.arguments=[3]", "model.arguments: expected a section (key: value pairs), got [3]"),
+        ("model.arguments={3: 4}", "--set model.arguments={3: 4}: line 1: the key 3 is not a text"),
         # a value out of range
         ("workers=0", "workers: expected a number greater than or equal to 1, got 0"),
         ("servers=-1", "servers: expected a number greater than or equal to 1, got -1"),
@@ -91,6 +96,7 @@ def problems(*assignments: str) -> tuple[str, ...]:
         ("failure.lease_s=0.3", "failure: lease_s must be more than twice heartbeat_s (0.25)"),
         ("failure.backoff_s=60", "failure: backoff_max_s must be at least backoff_s (60)"),
         ("simulation.compute=[1, 2]", "simulation.compute: expected one duration for all, or a li"),
+        ("simulation.network=[1, 2]", "simulation.network: expected one duration for all, or a li"),
         (
             "simulation.faults=[{kind: crash, target: worker-4}]",
             "simulation.faults.0.target: 'worker-4' does not exist; workers are numbered 0 to 3",
@@ -124,6 +130,10 @@ def test_building_from_python_raises_the_same() -> None:
         RunConfig(**MINIMAL, workers=0)
     with pytest.raises(ConfigError, match=r"^expected a section"):
         RunConfig.model_validate([1, 2])
+    with pytest.raises(ConfigError, match=r"^expected a text as the key, got 1$"):
+        RunConfig.model_validate({**MINIMAL, 1: 2})
+    with pytest.raises(ConfigError, match=r"^method: expected a text as the key, got None$"):
+        Method.model_validate({None: 2})
 
 
 def test_long_values_are_cut() -> None:
@@ -162,6 +172,8 @@ def test_compute_times_are_for_all_or_for_each() -> None:
     each = configure("simulation.compute=[1, 2, 3, {mean_s: 4, distribution: exponential}]")
     assert one.compute_of(3) == Duration(mean_s=0.5)
     assert [each.simulation.compute_of(worker).mean_s for worker in range(4)] == [1, 2, 3, 4]
+    links = configure("simulation.network=[1, 2, 3, {mean_s: 4, distribution: uniform}]").simulation
+    assert [links.network_of(worker).mean_s for worker in range(4)] == [1, 2, 3, 4]
 
 
 @given(samples=st.integers(1, 10**7), batch_size=st.integers(1, 512), workers=st.integers(1, 1000))
@@ -203,7 +215,8 @@ class Method(Document):
 @pytest.mark.parametrize(
     ("document", "expected"),
     [
-        ({"lr": 1.0}, "method.lr: unknown key (did you mean 'learning_rate'?)"),
+        ({"lr": 1.0}, "method.lr: unknown key (did you mean 'method.optimizer.arguments.lr'?)"),
+        ({"learning": 1.0}, "method.learning: unknown key (did you mean 'learning_rate'?)"),
         ({"staleness": {"name": "invrse"}}, "method.staleness: unknown name 'invrse' (did you"),
         ({"staleness": {"name": "cut_off", "belw": 1}}, "method.staleness.belw: unknown key (did"),
         ({"staleness": {"name": "cut_off", "below": 0}}, "method.staleness.below: expected a num"),
@@ -349,7 +362,11 @@ def test_scalars_mean_what_they_look_like(text: str, value: object) -> None:
     [
         ("workers: 2\nworkers: 3\n", "line 2: the key 'workers' stands here twice"),
         ("workers: [1\n", "line 2: "),
+        ("1: 2\n", "line 1: the key 1 is not a text; if it is meant, quote it: '1'"),
+        ("a:\n  ~: 2\n", "line 2: the key ~ is not a text"),
+        ("a: " + "[" * 5000, "line 1: nested more than 50 levels deep"),
         ("- 1\n", "expected settings (key: value lines), found a list"),
+        ("hello\n", "expected settings (key: value lines), found a text"),
         ("", "expected settings (key: value lines), found nothing"),
         ("x: !!python/object:os.system {}\n", "line 1: could not determine a constructor"),
         ("x: [*nobody]\n", "line 1: found undefined alias"),
@@ -398,6 +415,7 @@ def test_overrides_replace_and_make_sections() -> None:
         ("workers", "--set workers: expected path.to.key=value, such as workers=2"),
         ("=2", "expected path.to.key=value"),
         ("a..b=2", "expected path.to.key=value"),
+        ("x" + ".x" * 5000 + "=2", "--set x. ...: nested more than 50 levels deep"),
         ("a.b.c=2", "a.b is 1 and has no keys; set it as a whole"),
         ("a.c.7=2", "a.c is a list; expected an index from 0 to 1, got '7'"),
         ("a.c.x=2", "a.c is a list; expected an index from 0 to 1, got 'x'"),

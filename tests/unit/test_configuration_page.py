@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import torch
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from tardygrad import documents, methods
 from tardygrad.config import Duration, Fault, RunConfig
-from tardygrad.sections import Section
+from tardygrad.engines import inline
+from tardygrad.sections import FAMILIAR, Section
+from tardygrad.training import _FIXED_ON_RESUME
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "configuration.md"
 ROW = re.compile(r"^\| `(?P<key>[a-z_.]+)` \| (?:`(?P<value>[^`]*)`|required) \| \S", re.MULTILINE)
@@ -76,6 +80,28 @@ def test_the_page_names_every_key_with_its_default() -> None:
     assert sorted(wanted.keys() - found.keys()) == [], "keys that the page lacks"
     assert sorted(found.keys() - wanted.keys()) == [], "keys that no longer exist"
     assert {k: (found[k], wanted[k]) for k in wanted if found[k] != wanted[k]} == {}
+
+
+def test_the_page_names_what_no_resume_changes() -> None:
+    page = " ".join(PAGE.read_text(encoding="utf-8").split())
+    sentence = page.partition(" may change all but ")[2].partition(", because")[0]
+    assert sorted(re.findall(r"`(\w+)`", sentence)) == sorted(_FIXED_ON_RESUME)
+    assert "--set method" not in (PAGE.parent / "replay.md").read_text(encoding="utf-8")
+
+
+def test_no_limit_means_what_the_page_says() -> None:
+    assert "`null` = ten million" in PAGE.read_text(encoding="utf-8")
+    assert inline._WAIT_LIMIT_S == 10_000_000
+
+
+def test_hints_lead_to_keys_that_exist() -> None:
+    arguments = {
+        f"method.optimizer.arguments.{name}"
+        for optimizer in (torch.optim.SGD, torch.optim.Adam)
+        for name in inspect.signature(optimizer).parameters
+    }
+    sections = {key.rpartition(".")[0] for key in expected()}
+    assert set(FAMILIAR.values()) - arguments - expected().keys() - sections == set()
 
 
 def test_rows_are_read() -> None:

@@ -12,12 +12,11 @@ from pydantic import TypeAdapter, ValidationError
 from tardygrad.consistency import ASP, NO_NEED, SSP, Consistency
 
 
-@given(st.integers(0, 10**9), st.integers(0, 10**9))
-def test_asynchronous_workers_never_wait(clock: int, slowest: int) -> None:
+@given(st.integers(0, 10**9))
+def test_asynchronous_workers_never_wait(clock: int) -> None:
     rule = ASP()
     assert not rule.uses_clocks
     assert rule.need(clock) == NO_NEED
-    assert rule.may_go_on(clock, slowest).ok
 
 
 @pytest.mark.parametrize(
@@ -37,11 +36,9 @@ def test_what_stale_synchronous_workers_wait_for(bound: int, needs: dict[int, in
 @given(st.integers(0, 50), st.integers(0, 1000), st.integers(0, 1000))
 def test_nobody_is_further_ahead_than_the_bound(bound: int, clock: int, slowest: int) -> None:
     rule = SSP(bound=bound)
-    decision = rule.may_go_on(clock, slowest)
-    assert decision.ok == (clock - slowest <= bound)
-    assert str(slowest) in decision.reason and str(clock) in decision.reason
+    assert (slowest >= rule.need(clock)) == (clock - slowest <= bound)
     # The slowest itself always may, or nobody could.
-    assert rule.may_go_on(slowest, slowest).ok
+    assert slowest >= rule.need(slowest)
 
 
 def test_a_rule_is_chosen_by_its_name() -> None:

@@ -28,6 +28,7 @@ def test_own_model_trains(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     accuracy = float(result.stdout.partition("accuracy ")[2].partition(",")[0])
     assert accuracy > 0.9
+    assert "preempted: UntilGood set stop_training" in result.stdout
     [run] = (tmp_path / "runs").iterdir()
     assert (run / "metrics.jsonl").is_file()
 

@@ -15,7 +15,6 @@ plans = st.builds(
     batch_size=st.integers(1, 40),
     fragment_batches=st.integers(1, 12),
     seed=st.integers(0, 2**63 - 1),
-    shuffle=st.booleans(),
 )
 
 
@@ -33,8 +32,6 @@ def test_every_sample_exactly_once_an_epoch(plan: FragmentPlan, epoch: int) -> N
     order = np.concatenate(seen)
     assert order.dtype == np.int64
     assert np.array_equal(np.sort(order), np.arange(plan.samples))
-    if not plan.shuffle:
-        assert np.array_equal(order, np.arange(plan.samples))
 
 
 @given(plans, st.integers(0, 5))
@@ -96,11 +93,9 @@ def test_the_last_two_epochs_used_are_kept() -> None:
 
 
 def test_indices_belong_to_the_caller() -> None:
-    permutations = Permutations(
-        FragmentPlan(samples=4, batch_size=4, fragment_batches=1, seed=0, shuffle=False)
-    )
+    permutations = Permutations(FragmentPlan(samples=4, batch_size=4, fragment_batches=1, seed=0))
     permutations.indices(0, 0, 0)[:] = -1
-    assert permutations.indices(0, 0, 0).tolist() == [0, 1, 2, 3]
+    assert sorted(permutations.indices(0, 0, 0).tolist()) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("name", ["samples", "batch_size", "fragment_batches"])

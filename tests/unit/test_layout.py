@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tardygrad.errors import CheckpointError, ConfigError
-from tardygrad.layout import ALIGN, KeyRange, Layout, Locality, merge, partition, split
+from tardygrad.layout import ALIGN, KeyRange, Layout, Locality, partition
 
 shapes = st.lists(st.integers(0, 9), max_size=3).map(tuple)
 tensors = st.lists(st.tuples(shapes, st.sampled_from(["float32", "bfloat16"])), max_size=8)
@@ -137,22 +137,6 @@ def test_tensor_cuts_make_the_largest_shard_smallest(sizes: list[int], data: st.
     assert largest == smallest_largest(0, servers)
 
 
-@given(cuts())
-def test_merge_undoes_split(cut: tuple[Layout, Locality, tuple[KeyRange, ...]]) -> None:
-    layout, _, ranges = cut
-    values = list(range(layout.parameters_size))
-    parts = split(values, ranges)
-    assert [len(part) for part in parts] == [key_range.size for key_range in ranges]
-    out = [-1] * len(values)
-    merge(parts, ranges, out)
-    assert out == values
-
-
-def test_merge_refuses_another_number_of_parts() -> None:
-    with pytest.raises(ValueError, match="1 parts for 2 ranges"):
-        merge([[1]], (KeyRange(0, 1), KeyRange(1, 2)), [0, 0])
-
-
 @pytest.mark.parametrize(
     ("locality", "servers", "message"),
     [
@@ -183,4 +167,4 @@ def test_global_is_one_range() -> None:
 def test_key_range_refuses_a_stop_before_its_start() -> None:
     with pytest.raises(ValueError, match="got 3, 2"):
         KeyRange(3, 2)
-    assert KeyRange(16, 48).bytes == 128
+    assert KeyRange(16, 48).size == 32

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -58,10 +59,20 @@ def test_a_part_not_normalized_and_flat() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"train_samples": 0}, {"train_samples": 60001}, {"test_samples": 10001}]
+    ("arguments", "message"),
+    [
+        ({"train_samples": 0}, "train_samples is 0, expected a whole number from 1 to 60000"),
+        ({"train_samples": 60001}, "train_samples is 60001, expected a whole number from 1 to"),
+        ({"test_samples": 10001}, "test_samples is 10001, expected a whole number from 1 to 10000"),
+        ({"train_samples": "abc"}, "train_samples is 'abc', expected a whole number from 1 to"),
+        ({"test_samples": 1.5}, "test_samples is 1.5, expected a whole number from 1 to 10000"),
+        ({"test_samples": True}, "test_samples is True, expected a whole number from 1 to 10000"),
+        ({"flat": "no"}, "flat is 'no', expected true or false"),
+        ({"normalize": 1}, "normalize is 1, expected true or false"),
+    ],
 )
-def test_more_samples_than_there_are(arguments: dict[str, int]) -> None:
-    with pytest.raises(ConfigError, match=r"_samples is \d+, expected 1 to"):
+def test_arguments_that_cannot_be(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=f"^mnist: {message}"):
         mnist.load(**arguments)
 
 
@@ -96,6 +107,22 @@ def test_the_directory_that_is_configured_goes_before_the_cache(
     (tmp_path / "mnist" / file.name).write_bytes(data)
     monkeypatch.setenv("TARDYGRAD_DATA", str(tmp_path))
     assert mnist._parse(mnist._obtain(file), file).tolist() == [7, 2, 1]
+
+
+def test_all_files_are_located(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = gzip.compress(RAW)
+    files = [
+        mnist._File(name, hashlib.md5(data).hexdigest(), "nowhere", (3,)) for name in ("a", "b")
+    ]
+    monkeypatch.setattr(mnist, "_TRAIN", files[:1])
+    monkeypatch.setattr(mnist, "_TEST", files[1:])
+    monkeypatch.setenv("TARDYGRAD_DATA", str(tmp_path))
+    (tmp_path / "mnist").mkdir()
+    (tmp_path / "mnist" / "a").write_bytes(data)
+    assert mnist.locate() == {"a": tmp_path / "mnist" / "a", "b": None}
+    (tmp_path / "mnist" / "b").write_bytes(data[:-1])
+    with pytest.raises(DataError, match=r"b is not the published b"):
+        mnist.locate()
 
 
 def test_a_download_tries_the_mirrors_in_turn_and_keeps_what_is_right(tmp_path: Path) -> None:

@@ -333,16 +333,41 @@ def test_a_full_disk_leaves_no_half_run(monkeypatch: pytest.MonkeyPatch, existed
 @pytest.mark.skipif(os.geteuid() == 0, reason="everything is writable for root")
 def test_an_unwritable_place() -> None:
     Path("shut").mkdir(mode=0o500)
-    with pytest.raises(StorageError, match=r"shut/run: permission denied; .*--out"):
+    with pytest.raises(RunDirectoryError, match=r"shut/run: permission denied; .*--out"):
         RunDirectory.create("shut/run", "")
 
 
 def test_an_unwritable_place_even_for_root() -> None:
     if not Path("/proc/self").exists():
         pytest.skip("needs /proc, where nobody can create anything")
-    with pytest.raises(StorageError, match=r"^cannot create the directory /proc/run: ") as caught:
+    with pytest.raises(RunDirectoryError) as caught:
         RunDirectory.create("/proc/run", "")
-    assert "\n" not in str(caught.value)
+    assert str(caught.value) == (
+        "cannot create the directory /proc/run: no directory can be made there; "
+        "choose a directory elsewhere with --out"
+    )
+
+
+@pytest.mark.parametrize("path", ["run", None])
+@pytest.mark.parametrize("call", ["mkdir", "open"])
+def test_a_read_only_disk(path: str | None, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is to be made is refused: the directory, or in one that is there already, the lock."""
+    if call == "open":
+        Path("run").mkdir()
+    before = names(Path())
+    real = getattr(os, call)
+
+    def refuse(place: str, *rest: int, **options: int) -> object:
+        if call == "open" and not rest[0] & os.O_CREAT:
+            return real(place, *rest, **options)
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), place)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, refuse)
+        with pytest.raises(RunDirectoryError, match="the file system is read-only; choose a dir"):
+            RunDirectory.create(path, "")
+    if call == "mkdir":
+        assert names(Path()) == before
 
 
 def test_the_path_stays_right_elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

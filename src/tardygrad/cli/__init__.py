@@ -21,7 +21,7 @@ import traceback
 from collections.abc import Sequence
 
 from tardygrad.cli import clean, doctor, ledger, recipes, replay, report, simulate, train
-from tardygrad.cli.parser import Parser, check_leftovers, examples
+from tardygrad.cli.parser import Parser, check_leftovers, check_order, examples
 from tardygrad.errors import TardygradError, UsageError, unknown
 
 __all__ = ["main"]
@@ -72,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _dispatch(words: list[str], started: float) -> int:
     parser, commands = _parsers()
+    check_order(words, parser, commands)
     command = next((word for word in words if not word.startswith("-")), None)
     if command is not None and command not in commands:
         raise UsageError(f"{unknown('command', command, commands)}; see 'tardygrad --help'")

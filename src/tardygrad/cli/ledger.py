@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from tardygrad.cli.parser import add_run
 
 if TYPE_CHECKING:
-    from tardygrad.audit import Audit, Row
+    from tardygrad.auditing import Audit, Row
 
 SUMMARY = "prove that every sample was applied once"
 
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the books; returns the exit status."""
-    from tardygrad.audit import audit
+    from tardygrad.auditing import audit
 
     found = audit(arguments.run)
     print(_as_json(found) if arguments.json else _as_table(found))

@@ -10,7 +10,7 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -33,6 +33,10 @@ class Parser(argparse.ArgumentParser):
         """All long options, such as ``--set``."""
         return sorted(set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", self.format_usage())))
 
+    def takes_arguments(self) -> bool:
+        """Whether there are any beside the options."""
+        return bool(self._get_positional_actions())
+
 
 def examples(lines: Examples) -> str:
     """The examples at the end of a help page: side by side, or one above the other if long."""
@@ -42,6 +46,21 @@ def examples(lines: Examples) -> str:
     else:
         shown = [f"  # {meaning}\n  {command}" for command, meaning in lines]
     return "\n".join(["examples:", *shown])
+
+
+def check_order(words: Sequence[str], parser: Parser, commands: Mapping[str, Parser]) -> None:
+    """Refuse a command's option that stands before the command.
+
+    Raises:
+        UsageError: there is one.
+    """
+    command = next((word for word in words if word in commands), None)
+    if command is None:
+        return
+    for word in words[: words.index(command)]:
+        name = word.partition("=")[0]
+        if name in commands[command].option_names() and name not in parser.option_names():
+            parser.error(f"options of a command go after it: tardygrad {command} {name}")
 
 
 def check_leftovers(leftovers: Iterable[str], parser: Parser) -> None:
@@ -54,23 +73,29 @@ def check_leftovers(leftovers: Iterable[str], parser: Parser) -> None:
         options = parser.option_names()
         name, equals, value = word.partition("=")
         if not word.startswith("-"):
-            hint = f"settings go behind --set: --set {word}" if equals else "one is enough"
+            if equals and "--set" in options:
+                hint = f"settings go behind --set: --set {word}"
+            else:
+                hint = "one is enough" if parser.takes_arguments() else "the command takes none"
             parser.error(f"unexpected argument {word!r} ({hint})")
-        match = nearest(name, options)
-        key = name.lstrip("-").replace("-", "_")
-        if "--set" in options and _is_setting(key):
-            hint = f"settings go behind --set: --set {key}={value or 'VALUE'}"
+        # Without the dashes, which all options have in common.
+        match = nearest(name.lstrip("-"), [option.lstrip("-") for option in options])
+        path = _setting(name.lstrip("-").replace("-", "_")) if "--set" in options else None
+        if path is not None:
+            hint = f"settings go behind --set: --set {path}={value or 'VALUE'}"
         elif match is not None:
-            hint = f"did you mean {match}?"
+            hint = f"did you mean --{match}?"
         else:
             hint = f"valid: {', '.join(options)}"
         parser.error(f"unknown option {name} ({hint})")
 
 
-def _is_setting(key: str) -> bool:
+def _setting(key: str) -> str | None:
+    """Where ``key`` stands in a configuration."""
     from tardygrad.config import RunConfig
+    from tardygrad.sections import find
 
-    return key in RunConfig.model_fields
+    return find(RunConfig, key)
 
 
 def add_configuration(parser: argparse.ArgumentParser) -> None:

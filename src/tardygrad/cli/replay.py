@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from tardygrad.cli.parser import add_run, make_current_directory_importable
 
 if TYPE_CHECKING:
-    from tardygrad.replay import ReplayReport
+    from tardygrad.replaying import ReplayReport
 
 SUMMARY = "repeat a run from its trace, bit for bit"
 
@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _replay(directory: Path, quiet: bool) -> ReplayReport:
-    from tardygrad.replay import replay
+    from tardygrad.replaying import replay
 
     if quiet:
         return replay(directory)

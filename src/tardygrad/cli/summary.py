@@ -58,7 +58,7 @@ def _figures(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _verdict_of(run: Path) -> str:
-    from tardygrad.audit import audit
+    from tardygrad.auditing import audit
 
     try:
         return audit(run).verdict()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,17 +108,16 @@ def _resume(arguments: argparse.Namespace) -> int:
     if arguments.out is not None:
         raise UsageError("a run is resumed in its own directory: leave out --out")
     directory = newest_run(RUNS) if arguments.resume == _NEWEST else arguments.resume
-    from tardygrad.config import load_config, merge, parse_overrides, to_yaml
+    from tardygrad.config import parse_overrides, to_yaml
+    from tardygrad.storage.run_directory import RunDirectory
 
     overrides = parse_overrides(arguments.set)
-    if arguments.dry_run:
-        from tardygrad import training
-
-        document = load_config(directory / "config.yaml")
-        print(to_yaml(training.resolve(merge(document, overrides))), end="")
-        return 0
     from tardygrad import training
 
+    if arguments.dry_run:
+        config = training.resumed_config(RunDirectory.open(directory), overrides)
+        print(to_yaml(config), end="")
+        return 0
     result = training.resume(
         directory,
         overrides=overrides,
@@ -150,6 +150,8 @@ def newest_run(runs: Path) -> Path:
 
 def _finish(result: Result, quiet: bool) -> int:
     if quiet:
+        if result.outcome == "failed":
+            print(f"tardygrad: error: {result.reason}", file=sys.stderr)
         print(result.run_directory)
     else:
         print("\n".join(summarize(result)))

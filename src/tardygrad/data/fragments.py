@@ -30,7 +30,6 @@ class FragmentPlan:
         batch_size: Samples of a batch; the epoch's last batch may be short.
         fragment_batches: Batches of a fragment; the epoch's last fragment may be short.
         seed: Decides the permutations; at least 0.
-        shuffle: False trains the samples in the order of the data set.
 
     Raises:
         ValueError: If a count is below 1 or the seed is negative.
@@ -46,7 +45,6 @@ class FragmentPlan:
     batch_size: int
     fragment_batches: int
     seed: int
-    shuffle: bool = True
 
     def __post_init__(self) -> None:
         for name in ("samples", "batch_size", "fragment_batches"):
@@ -149,8 +147,6 @@ class Permutations:
         return order
 
     def _make(self, epoch: int) -> npt.NDArray[np.int64]:
-        if not self.plan.shuffle:
-            return np.arange(self.plan.samples, dtype=np.int64)
         raw = np.random.PCG64(np.random.SeedSequence((self.plan.seed, epoch)))
         keys = raw.random_raw(self.plan.samples)
         return np.argsort(keys, kind="stable").astype(np.int64, copy=False)

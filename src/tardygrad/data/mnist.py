@@ -99,35 +99,41 @@ def load(
 
     Raises:
         DataError: If a file is nowhere to be had, or is not the published one.
-        ConfigError: If a number of samples is out of range.
+        ConfigError: If an argument is of another kind, or a number of samples out of range.
     """
+    for name, value in (("normalize", normalize), ("flat", flat)):
+        if not isinstance(value, bool):
+            raise ConfigError(f"mnist: {name} is {value!r}, expected true or false")
     limits = []
     for name, limit, files in (
         ("train_samples", train_samples, _TRAIN),
         ("test_samples", test_samples, _TEST),
     ):
         most = files[0].shape[0]
-        if limit is not None and not 1 <= limit <= most:
-            raise ConfigError(f"mnist: {name} is {limit}, expected 1 to {most}")
-        limits.append(most if limit is None else limit)
+        if limit is None:
+            limit = most
+        if type(limit) is not int or not 1 <= limit <= most:
+            raise ConfigError(
+                f"mnist: {name} is {limit!r}, expected a whole number from 1 to {most}"
+            )
+        limits.append(limit)
     return (
         _part(_TRAIN, limits[0], normalize, flat),
         _part(_TEST, limits[1], normalize, flat),
     )
 
 
-def locate() -> Path | None:
-    """Where the first of the files was found, or None if it would have to be downloaded.
+def locate() -> dict[str, Path | None]:
+    """Each file by its name, and where it is, or None if it would have to be downloaded.
 
     Raises:
         DataError: If a file is there, but is not the published one.
     """
-    for directory in _directories(_TRAIN[0]):
-        path = directory / _TRAIN[0].name
-        if path.is_file():
-            _verified(_read(path), _TRAIN[0], str(path), "delete it, and it is fetched again")
-            return path
-    return None
+    found = {file: _find(file) for file in (*_TRAIN, *_TEST)}
+    for file, path in found.items():
+        if path is not None:
+            _intact(file, path)
+    return {file.name: path for file, path in found.items()}
 
 
 def _part(files: Sequence[_File], samples: int, normalize: bool, flat: bool) -> ArraySource:
@@ -141,11 +147,17 @@ def _part(files: Sequence[_File], samples: int, normalize: bool, flat: bool) -> 
 
 def _obtain(file: _File) -> bytes:
     """The file's bytes, as published: from the first place that has it."""
-    for directory in _directories(file):
-        path = directory / file.name
-        if path.is_file():
-            return _verified(_read(path), file, str(path), "delete it, and it is fetched again")
-    return _download(file, MIRRORS, _cache())
+    path = _find(file)
+    return _download(file, MIRRORS, _cache()) if path is None else _intact(file, path)
+
+
+def _find(file: _File) -> Path | None:
+    paths = (directory / file.name for directory in _directories(file))
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _intact(file: _File, path: Path) -> bytes:
+    return _verified(_read(path), file, str(path), "delete it, and it is fetched again")
 
 
 def _directories(file: _File) -> Iterator[Path]:

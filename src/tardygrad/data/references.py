@@ -80,8 +80,8 @@ def call(
         return function(**arguments)
     except UsageError:
         raise
-    except Exception as cause:
-        raise error(f"{what} failed with {type(cause).__name__}: {cause}") from cause
+    except (Exception, SystemExit) as cause:
+        raise error(f"{what} failed with {_told(cause)}") from cause
 
 
 def _import(path: str, what: str, reference: str, error: type[UsageError]) -> Any:
@@ -98,7 +98,17 @@ def _import(path: str, what: str, reference: str, error: type[UsageError]) -> An
             f"{what} {reference!r}: module {path!r} needs module {missing!r}, which is not "
             "installed"
         ) from cause
+    except SystemExit as cause:
+        raise error(
+            f"{what} {reference!r}: importing {path!r} ended with {_told(cause)}; put what only a "
+            "script should do under: if __name__ == '__main__'"
+        ) from cause
     except Exception as cause:
         raise error(
-            f"{what} {reference!r}: importing {path!r} failed with {type(cause).__name__}: {cause}"
+            f"{what} {reference!r}: importing {path!r} failed with {_told(cause)}"
         ) from cause
+
+
+def _told(cause: BaseException) -> str:
+    """Kind and text of an error, in one line."""
+    return " ".join(f"{type(cause).__name__}: {cause}".split()).removesuffix(":")

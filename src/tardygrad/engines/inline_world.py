@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
+from tardygrad.config import SimulationConfig
 from tardygrad.engines.base import Job
 from tardygrad.engines.network import Fate, Sampler
 from tardygrad.engines.shard_host import TraceSink
@@ -110,7 +111,7 @@ class World(ABC):
         sim = config.simulation
         self.now = 0.0
         self.fate = Fate(sim, seed)
-        self.network = Sampler(sim.network, [seed, 1])
+        self.network = _links(sim, config.workers, seed)
         self.control = Sampler(sim.control, [seed, 2])
         self.apply_time = Sampler(sim.apply, [seed, 3])
         self.compute = [Sampler(sim.compute_of(w), [seed, 4, w]) for w in range(config.workers)]
@@ -194,8 +195,10 @@ class World(ABC):
         self, source: ev.Address, to: ev.Address, message: ev.Event, payload: Any = None
     ) -> None:
         """Put a message on its way; fate decides when, how often and whether it arrives."""
-        tensors = to[0] != "scheduler" and source[0] != "scheduler"
-        delay = self.network() if tensors else self.control()
+        if to[0] == "scheduler" or source[0] == "scheduler":
+            delay = self.control()
+        else:
+            delay = self.network[source[1] if source[0] == "worker" else to[1]]()
         if self.fate.quiet:
             self._number = number = self._number + 1
             heapq.heappush(self.heap, (self.now + delay, number, to, ANYONE, message, payload))
@@ -246,6 +249,13 @@ class World(ABC):
         report = ev.WorkerDied if address[0] == "worker" else ev.ServerDied
         died = report(address[1], member.incarnation, "killed by the fault plan", fatal=False)
         self.later(self.control(), ev.SCHEDULER, died)
+
+
+def _links(sim: SimulationConfig, workers: int, seed: int) -> list[Sampler]:
+    """Each worker's link to the servers; where all are alike, one stream of numbers serves all."""
+    if isinstance(sim.network, tuple):
+        return [Sampler(sim.network_of(w), [seed, 1, w]) for w in range(workers)]
+    return [Sampler(sim.network, [seed, 1])] * workers
 
 
 def _address(target: str | None) -> ev.Address:

@@ -89,11 +89,20 @@ class TraceFile:
 
 
 class BufferTable:
-    """Each worker's newest floating buffers, and their mean."""
+    """Each worker's newest floating buffers, and the mean over those who still push.
+
+    A worker that did not push while the others together pushed ``GONE_AFTER`` times for each row is
+    taken for gone, and its row is forgotten. That depends on the order of the updates alone, so a
+    replay comes to the same.
+    """
+
+    GONE_AFTER = 50
 
     def __init__(self, initial: torch.Tensor) -> None:
         self._initial = initial.clone()
         self._rows: dict[int, torch.Tensor] = {}
+        self._seen: dict[int, int] = {}
+        self._puts = 0
 
     def put(self, worker: int, values: torch.Tensor) -> None:
         """Take in a worker's newest buffers (float32 ``[buffers_size]``)."""
@@ -102,9 +111,14 @@ class BufferTable:
             self._rows[worker] = values.clone()
         else:
             row.copy_(values)
+        self._puts += 1
+        self._seen[worker] = self._puts
+        oldest = min(self._seen, key=self._seen.__getitem__)
+        if self._puts - self._seen[oldest] > self.GONE_AFTER * len(self._rows):
+            del self._rows[oldest], self._seen[oldest]
 
     def mean(self) -> torch.Tensor:
-        """The mean over the workers that have pushed; the initial values before that."""
+        """The mean over the workers that push; the initial values before the first push."""
         if not self._rows:
             return self._initial
         rows = [self._rows[worker] for worker in sorted(self._rows)]
@@ -114,16 +128,16 @@ class BufferTable:
     def state(self) -> dict[str, torch.Tensor]:
         """Copies, for a snapshot."""
         state = {f"buffers.{worker}": row.clone() for worker, row in self._rows.items()}
+        ages = [[worker, self._puts - seen] for worker, seen in self._seen.items()]
+        state["buffer_ages"] = torch.tensor(ages, dtype=torch.int64).reshape(-1, 2)
         return {**state, "initial_buffers": self._initial.clone()}
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
         """Take up what :meth:`state` returned."""
         self._initial = state["initial_buffers"].clone()
-        self._rows = {
-            int(key.partition(".")[2]): value.clone()
-            for key, value in state.items()
-            if key.startswith("buffers.")
-        }
+        self._puts = 0
+        self._seen = {worker: -age for worker, age in state["buffer_ages"].tolist()}
+        self._rows = {worker: state[f"buffers.{worker}"].clone() for worker in self._seen}
 
 
 class ShardHost:

@@ -7,12 +7,14 @@ depends on the run's seed and the batch alone, so a batch that is done again is 
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 
 from tardygrad.data.fragments import FragmentPlan, Permutations
-from tardygrad.data.sources import Source
+from tardygrad.data.sources import ArraySource, Source
 from tardygrad.methods.base import Method, Outcome, Step, WorkerRule
 from tardygrad.models.base import ModelAdapter
 from tardygrad.protocol.effects import Compute
@@ -41,6 +43,8 @@ class WorkerHost:
         self.rule: WorkerRule = method.worker_rule(adapter)
         self._source = source
         self._plan = plan
+        # Arrays draw nothing, and a small model would feel the microseconds.
+        self._source_may_draw = not isinstance(source, ArraySource)
         self._permutations = Permutations(plan)
         self._parameters_size = adapter.layout.parameters_size
         self._buffers_size = adapter.layout.buffers_size
@@ -77,5 +81,14 @@ class WorkerHost:
         for batch in range(effect.first, effect.stop):
             position = plan.position(lease.epoch, lease.fragment, batch)
             indices = self._permutations.indices(lease.epoch, lease.fragment, batch)
-            tensors = self._source.batch(indices)
-            yield Step(tensors, batch_seed(plan.seed, position), position)
+            seed = batch_seed(plan.seed, position)
+            if self._source_may_draw:
+                _seed_everything(seed ^ 1)  # the model's randomness must not repeat the data's
+            yield Step(self._source.batch(indices), seed, position)
+
+
+def _seed_everything(seed: int) -> None:
+    """Whatever a data set draws from depends on the batch, not on what this process did before."""
+    torch.manual_seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)
+    random.seed(seed)

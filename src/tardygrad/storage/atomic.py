@@ -26,6 +26,7 @@ PathLike: TypeAlias = str | os.PathLike[str]
 
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 
+_CREATE = "create the directory"
 _OTHER_PLACE = "choose a directory elsewhere with --out"
 _CAUSES = {
     errno.ENOSPC: ("the disk is full", f"free some space, or {_OTHER_PLACE}"),
@@ -50,6 +51,9 @@ def storage_error(error: OSError, path: PathLike, action: str = "write") -> Stor
     cause, remedy = _CAUSES.get(code, (error.strerror or str(error), _OTHER_PLACE))
     if code == errno.ENOENT and action == "read":
         cause, remedy = "it does not exist", "check the path"
+    elif code == errno.ENOENT and action == _CREATE:
+        # What was missing above it has just been made: only file systems of the kernel's do that.
+        cause, remedy = "no directory can be made there", _OTHER_PLACE
     elif code in (errno.EACCES, errno.EPERM) and action == "read":
         remedy = "make it readable for this user"
     elif code == errno.ENOSPC:
@@ -122,7 +126,7 @@ def make_directory(path: PathLike) -> None:
         for place in reversed(missing):
             sync_directory(place.parent)
     except OSError as error:
-        raise storage_error(error, directory, "create the directory") from error
+        raise storage_error(error, directory, _CREATE) from error
 
 
 def sync_directory(directory: PathLike) -> None:

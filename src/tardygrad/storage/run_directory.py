@@ -21,12 +21,13 @@ process cannot drive the same run.  Reading needs no lock.
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import json
 import re
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -35,7 +36,7 @@ from typing import Any, Literal, Self, TypeAlias
 
 import yaml
 
-from tardygrad.errors import RunDirectoryError, nearest
+from tardygrad.errors import RunDirectoryError, StorageError, nearest
 from tardygrad.storage.atomic import (
     PathLike,
     is_temporary,
@@ -53,6 +54,10 @@ Outcome: TypeAlias = Literal["done", "preempted", "failed"]
 _FORMAT = 1
 _RECORD = "run.json"
 _FOLDERS = ("checkpoints", "trace", "logs")
+_BAD_PLACES = {
+    *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT),
+    *(errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,15 +107,17 @@ class RunDirectory:
             now: The time of creation; None takes the clock's.
 
         Raises:
-            RunDirectoryError: The directory holds a run or other files, or another process took it.
-            StorageError: It cannot be written.
+            RunDirectoryError: The directory holds a run or other files, another process took it, or
+                nothing can be made there.
+            StorageError: The disk is full or fails.
         """
         moment = datetime.now().astimezone() if now is None else now
-        directory = _absolute(_claim_default(name, moment) if path is None else path)
-        _check_free(directory)
-        existed = path is not None and directory.exists()
-        make_directory(directory)
-        lock = DirectoryLock(directory)
+        with _places_refused():
+            directory = _absolute(_claim_default(name, moment) if path is None else path)
+            _check_free(directory)
+            existed = path is not None and directory.exists()
+            make_directory(directory)
+            lock = DirectoryLock(directory)
         try:
             # Again, now that nobody else can: another process may have had it in between.
             _check_free(directory)
@@ -295,6 +302,18 @@ class RunDirectory:
         record = replace(self._record, **changes)
         write_json(self.run_json, asdict(record))
         self._record = record
+
+
+@contextlib.contextmanager
+def _places_refused() -> Iterator[None]:
+    """A place that never takes a run is the caller's mistake; a disk that is full is not."""
+    try:
+        yield
+    except StorageError as error:
+        cause = error.__cause__
+        if isinstance(cause, OSError) and cause.errno in _BAD_PLACES:
+            raise RunDirectoryError(str(error)) from cause
+        raise
 
 
 def _absolute(path: PathLike) -> Path:

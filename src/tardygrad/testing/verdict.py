@@ -111,7 +111,8 @@ def allowance_s(job: Job) -> float:
     slowest = max(sim.compute_of(w).mean_s for w in range(config.workers))
     slowest *= _product([f for f in sim.faults if f.kind == "slow" and f.for_s is None])
     batches = config.epochs * job.plan.batches_per_epoch
-    exchange = 6 * sim.network.mean_s + len(job.ranges) * sim.apply.mean_s
+    way = max(sim.network_of(w).mean_s for w in range(config.workers))
+    exchange = 6 * way + len(job.ranges) * sim.apply.mean_s
     if any(f.kind in ("loss", "delay") for f in sim.faults):
         # A pull and a push, each answered by all shards, each way lost or late now and then.
         exchange += 12 * job.resend_s
