@@ -5,50 +5,34 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import tables
 from benchmarks.figures import figures
-from benchmarks.harness import SideFailed, busy, machine, measure, save, select, verdict
-
-_STYLES = {"aim": "green", "ok": "green", "below": "red"}
-
-
-def number(value: float | None) -> str:
-    """A number as the table shows it: three digits, or all before the point."""
-    if value is None:
-        return ""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-
-
-def row(document: dict[str, Any]) -> list[str]:
-    """One line of the table."""
-    low, high = document["spread"]
-    reached = verdict(document)
-    style = _STYLES.get(reached)
-    return [
-        document["figure"], number(document["ours"]), number(document["peer"]), document["unit"],
-        number(document["ratio"]), f"{number(low)} to {number(high)}",
-        number(document["at_least"]), number(document["aim"]),
-        f"[{style}]{reached}[/]" if style else "",
-    ]  # fmt: skip
+from benchmarks.harness import Figure, SideFailed, busy, load, machine, measure, save, select
 
 
 def main(words: list[str] | None = None) -> int:
-    """Measure the figures that were asked for.
+    """Measure the figures that were asked for, or show what was measured before.
 
     Returns:
-        0; 1 if a figure could not be measured; 2 if none is called as asked. How large a figure is
-        does not matter: that is for people to judge.
+        0; 1 if a figure could not be measured, or none was; 2 if none is called as asked. How large
+        a figure is does not matter: that is for people to judge.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks", description="Measure, and write results/latest.jsonl."
+        prog="python -m benchmarks",
+        description="Measure, print a table, and put the figures into results/latest.jsonl.",
     )
     parser.add_argument("figures", nargs="*", help="words of figures' names; all without any")
     parser.add_argument("--rounds", type=int, help="rounds of each figure, instead of its own")
     parser.add_argument("--list", action="store_true", help="only name the figures")
+    parser.add_argument(
+        "--markdown", action="store_true", help="only print results/latest.jsonl as Markdown"
+    )
     arguments = parser.parse_args(words)
     if arguments.rounds is not None and arguments.rounds < 1:
         parser.error(f"--rounds must be at least 1, got {arguments.rounds}")
@@ -60,32 +44,49 @@ def main(words: list[str] | None = None) -> int:
     if arguments.list:
         print("\n".join(f.name for f in chosen))
         return 0
+    if arguments.markdown:
+        return _show(chosen)
+    if arguments.rounds:
+        chosen = [dataclasses.replace(figure, rounds=arguments.rounds) for figure in chosen]
+    return _measure(chosen)
+
+
+def _show(chosen: Sequence[Figure]) -> int:
+    names = [f.name for f in chosen]
+    documents = [d for d in load() if d["figure"] in names]
+    if not documents:
+        print("none of these figures was measured yet; make bench measures", file=sys.stderr)
+        return 1
+    print(tables.markdown(documents))
+    return 0
+
+
+def _measure(chosen: Sequence[Figure]) -> int:
     console = Console(stderr=True)
-    load = busy()
-    if load is not None:
-        console.print(f"the machine is busy (load {load:.1f} a core): the figures will be unsteady")
-    documents = []
-    table = Table("figure", "ours", "peer", "unit", "ratio", "spread", "at least", "aim", "")
-    failed = 0
+    share = busy()
+    if share is not None:
+        console.print(
+            f"the machine is busy (load {share:.1f} a core): the figures will be unsteady"
+        )
+    names = [f.name for f in figures()]
+    table = Table(*tables.HEADINGS, "")
+    documents: list[dict[str, Any]] = []
     for figure in chosen:
-        if arguments.rounds:
-            figure = dataclasses.replace(figure, rounds=arguments.rounds)
         try:
             with console.status("") as status:
                 documents.append(measure(figure, status.update).document())
         except SideFailed as error:
-            failed += 1
             console.print(f"{figure.name}: {error}", markup=False)
-            table.add_row(figure.name, *[""] * 7, "[red]failed[/]")
+            table.add_row(figure.name, *[""] * (len(tables.HEADINGS) - 1), "[red]failed[/]")
             continue
-        table.add_row(*row(documents[-1]))
-        save(documents)  # at once: a long measurement may be interrupted
+        tables.add_row(table, documents[-1])
+        path = save(documents[-1], names)  # at once: a long measurement may be interrupted
     Console(width=max(Console().width, 150)).print(table)
     for document in documents:
         if document["note"]:
             print(f"{document['figure']}: {document['note']}")
-    print(f"{machine()}{f'; written to {save(documents)}' if documents else ''}")
-    return 1 if failed else 0
+    print(f"{machine()}{f'; written to {path}' if documents else ''}")
+    return 0 if len(documents) == len(chosen) else 1
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Every figure of the table: what is run on each side, and what is asked of it.
 
 Speeds are steady states: on both sides start-up and the first second of training are left out.
+Ours runs with the library's defaults, but for what a figure names.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks import uneven
+from benchmarks.crossing import EVERY
 from benchmarks.harness import Figure, SideFailed, run_side
 
 WINDOW_S = 5.0
 RATES = (0.05, 0.1, 0.15)
 SEEDS = (0, 1, 2)
-TARGET, EPOCHS = 0.98, 8
+TARGET, EPOCHS = 0.98, 5
 
 Side = Callable[[int], float]
 Times = dict[float, list[float]]
@@ -45,8 +47,7 @@ def _document(factory: str, data: dict[str, Any], workers: int, **settings: Any)
 
 def _training(kind: str, workers: int, **method: Any) -> dict[str, Any]:
     factory = f"tardygrad.recipes.networks:{kind}"
-    batches = 64 if kind == "mlp" else 16
-    return _document(factory, _MNIST, workers, method={**_SGD, **method}, fragment_batches=batches)
+    return _document(factory, _MNIST, workers, method={**_SGD, **method})
 
 
 def _ours(kind: str, workers: int, **method: Any) -> Side:
@@ -58,11 +59,8 @@ def _plain(kind: str) -> Side:
     return lambda _: _value("plain", "speed", kind, WINDOW_S)
 
 
-def _value(module: str, *arguments: object, key: str = "value") -> float:
-    found = run_side(module, *arguments)
-    if key not in found:
-        raise SideFailed(f"{module} did not measure {key}: it found {', '.join(found)}")
-    return float(found[key])
+def _value(module: str, *arguments: object) -> float:
+    return float(run_side(module, *arguments)["value"])
 
 
 def _uneven(_: int) -> float:
@@ -70,7 +68,6 @@ def _uneven(_: int) -> float:
         "benchmarks.uneven:Sleeper",
         {"source": "tardygrad.recipes.blobs:blobs"},
         len(uneven.SLEEPS_S),
-        fragment_batches=4,
     )
     return _value("ours", "speed", json.dumps(document), 2 * WINDOW_S)
 
@@ -105,18 +102,40 @@ def _time_of(side: str) -> Side:
 def _rates_note() -> str:
     rates = {side: best_rate(times) for side, times in _times().items()}
     return (
-        f"one round a seed; of the learning rates {RATES} the best were {rates['ours']:g} for ours "
-        f"and {rates['plain']:g} for plain; both are measured after whole epochs"
+        "one round a seed, which gives both sides the same first parameters and samples; of the "
+        f"learning rates {RATES} the best were {rates['ours']:g} for ours and {rates['plain']:g} "
+        f"for plain; on both sides accuracy is measured off the clock every {EVERY:,} samples and "
+        "taken as linear in between; ours writes the checkpoints that are measured, on the clock"
     )
 
 
-def _memory(kind: str) -> tuple[Side, Side]:
-    """MiB of one of two workers, and of the plain loop, by a line of /proc/PID/smaps_rollup."""
-    document = json.dumps(_training("mlp", 2))
-    return (
-        lambda _: _value("ours", "speed", document, 1.0, key=kind),
-        lambda _: _value("plain", "speed", "mlp", 1.0, key=kind),
-    )
+@functools.cache
+def _accuracy(side: str, seed: int) -> float:
+    """Per cent of the test set; trained once for all figures."""
+    return _value(side, "accuracy", seed)
+
+
+def _accuracy_of(side: str) -> Side:
+    return lambda number: _accuracy(side, SEEDS[number % len(SEEDS)])
+
+
+@functools.cache
+def _sizes(side: str, number: int) -> dict[str, Any]:
+    """What one round found, memory included; measured once for all figures."""
+    what = json.dumps(_training("mlp", 2)) if side == "ours" else "mlp"
+    return run_side(side, "speed", what, 1.0)
+
+
+def _size_of(side: str, kind: str) -> Side:
+    """MiB of one of two workers, or of the plain loop, by a line of /proc/PID/smaps_rollup."""
+
+    def size(number: int) -> float:
+        found = _sizes(side, number)
+        if kind not in found:
+            raise SideFailed(f"{side} did not measure {kind}: it found {', '.join(found)}")
+        return float(found[kind])
+
+    return size
 
 
 def _speeds() -> list[Figure]:
@@ -146,24 +165,29 @@ def figures() -> list[Figure]:
         Figure("cnn, 2 workers, time to 98 % test accuracy, vs plain", "s",
                _time_of("ours"), _time_of("plain"), 1.6, 1.9,
                smaller_is_better=True, rounds=len(SEEDS), note=_rates_note),
-        Figure("store, push + pull of 25 million float32, vs copy", "bytes/s",
-               lambda _: _value("store", "ours", WINDOW_S),
-               lambda _: _value("store", "peer", WINDOW_S), 0.4, 0.7,
+        Figure("store, push + pull of 25 million float32, vs copy", "GB/s",
+               lambda _: _value("store", "ours", WINDOW_S) / 1e9,
+               lambda _: _value("store", "peer", WINDOW_S) / 1e9, 0.4, 0.7,
                note="2 shards; each push is applied, as in training"),
         sleepers,
         Figure("simulator, 1,000 workers, null model", "events/s",
                lambda _: _value("simulator"), None, 20_000, 100_000),
-        Figure("mnist-async, test accuracy after 5 epochs, vs serial SGD", "per cent",
-               lambda seed: _value("ours", "accuracy", seed),
-               lambda seed: _value("plain", "accuracy", seed), 0.997, 1.0, rounds=len(SEEDS),
-               note="one round a seed; at least 98.5 is asked of ours"),
+        Figure("mnist-async, test accuracy after 5 epochs, worst seed", "per cent",
+               _accuracy_of("ours"), None, 98.5, None,
+               worst=True, rounds=len(SEEDS), note="one round a seed"),
+        Figure("mnist-async, test accuracy minus serial SGD's, worst seed", "per cent",
+               _accuracy_of("ours"), _accuracy_of("plain"), -0.3, 0.0,
+               judged="difference", worst=True, rounds=len(SEEDS),
+               note="one round a seed, the same samples on both sides; difference in points"),
         Figure("startup: command to first update, 4 workers", "s",
                lambda _: _value("startup"), None, 10.0, 5.0, smaller_is_better=True,
-               note="mnist-async; at least and aim are upper limits"),
-        Figure("memory: a worker, proportional (PSS), vs plain loop", "MiB",
-               *_memory("pss_mib"), None, None, smaller_is_better=True, rounds=3,
-               note="mlp, 2 workers; a page that processes share counts for each by its share"),
-        Figure("memory: a worker, resident (RSS), vs plain loop", "MiB",
-               *_memory("rss_mib"), None, None, smaller_is_better=True, rounds=3,
+               note="mnist-async"),
+        Figure("memory: a worker beyond the plain loop, resident (RSS)", "MiB",
+               _size_of("ours", "rss_mib"), _size_of("plain", "rss_mib"), None, None,
+               judged="difference", smaller_is_better=True,
                note="mlp, 2 workers; shared pages, the data among them, count in full for each"),
+        Figure("memory: a worker beyond the plain loop, proportional (PSS)", "MiB",
+               _size_of("ours", "pss_mib"), _size_of("plain", "pss_mib"), None, None,
+               judged="difference", smaller_is_better=True,
+               note="mlp, 2 workers; a page that processes share counts for each by its share"),
     ]  # fmt: skip

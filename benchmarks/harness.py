@@ -3,6 +3,9 @@
 A machine's speed drifts; two numbers taken minutes apart say little. So each round measures both
 sides one after the other (and swaps their order), the ratio is formed within the round, and the
 median over the rounds is the figure. Every side runs in a fresh process of its own.
+
+What was measured last stands in results/latest.jsonl, one line a figure, until the same figure is
+measured again.
 """
 
 from __future__ import annotations
@@ -19,11 +22,13 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+LATEST = "latest.jsonl"
 BUSY = 0.25
 """Load for each core above which other work on the machine would spoil the figures."""
 
@@ -37,10 +42,11 @@ class Figure:
     """One line of the table.
 
     ``ours`` and ``peer`` take the number of the round and return one value in ``unit``; ``peer`` is
-    None where there is nothing to compare with. ``at_least`` and ``aim`` are for the ratio, or for
-    the value where there is no peer. Where smaller is better (seconds, bytes), the ratio is peer
-    over ours, so that a larger ratio is always better; without a peer ``at_least`` and ``aim`` are
-    then upper limits. A ``note`` that depends on what was measured is a function.
+    None where there is nothing to compare with. ``at_least`` and ``aim`` are for what is *judged*:
+    the "ratio", the "difference" (ours minus peer), or, without a peer, ours; over all rounds the
+    median, or the ``worst`` one. Where smaller is better (seconds, bytes), the ratio is peer over
+    ours, so that a larger ratio is always better; for differences and values ``at_least`` and
+    ``aim`` are then upper limits. A ``note`` that depends on what was measured is a function.
     """
 
     name: str
@@ -49,6 +55,8 @@ class Figure:
     peer: Callable[[int], float] | None
     at_least: float | None
     aim: float | None
+    judged: str = "ratio"
+    worst: bool = False
     smaller_is_better: bool = False
     rounds: int = 5
     note: str | Callable[[], str] = ""
@@ -72,20 +80,36 @@ class Measurement:
         return [o / p for o, p in zip(self.ours, self.peer, strict=True)]
 
     def document(self) -> dict[str, Any]:
-        """The object that goes into latest.jsonl; ``spread`` is of the ratios, if there are any."""
+        """The object that goes into latest.jsonl; ``value`` and ``spread`` are of what is judged.
+
+        Of a figure that is judged by its worst round, all values are that round's.
+        """
         figure, ratios = self.figure, self.ratios
-        values = ratios or self.ours
+        judged = figure.judged if self.peer else "ours"
+        differences = [o - p for o, p in zip(self.ours, self.peer, strict=False)]
+        values = {"ours": self.ours, "ratio": ratios, "difference": differences}[judged]
+        upper = figure.smaller_is_better and judged != "ratio"
+        worst = values.index(max(values) if upper else min(values))
+
+        def over_rounds(side: list[float]) -> float | None:
+            if not side:
+                return None
+            return side[worst] if figure.worst else statistics.median(side)
+
         return {
             "figure": figure.name,
             "unit": figure.unit,
-            "ours": statistics.median(self.ours),
-            "peer": statistics.median(self.peer) if self.peer else None,
-            "ratio": statistics.median(ratios) if ratios else None,
+            "ours": over_rounds(self.ours),
+            "peer": over_rounds(self.peer),
+            "ratio": over_rounds(ratios),
             "spread": [min(values), max(values)],
             "at_least": figure.at_least,
             "aim": figure.aim,
-            "smaller_is_better": figure.smaller_is_better,
-            "rounds": len(self.ours),
+            "judged": judged,
+            "value": over_rounds(values),
+            "upper_limits": upper,
+            "rounds_ours": self.ours,
+            "rounds_peer": self.peer or None,
             "note": figure.note if isinstance(figure.note, str) else figure.note(),
         }
 
@@ -110,11 +134,10 @@ def measure(figure: Figure, tell: Callable[[str], None]) -> Measurement:
 
 def verdict(document: dict[str, Any]) -> str:
     """``aim``, ``ok``, ``below`` or nothing, for the table."""
-    ratio, at_least, aim = document["ratio"], document["at_least"], document["aim"]
-    value = document["ours"] if ratio is None else ratio
+    value, at_least, aim = document["value"], document["at_least"], document["aim"]
     if at_least is None:
         return ""
-    sign = -1 if ratio is None and document["smaller_is_better"] else 1
+    sign = -1 if document["upper_limits"] else 1
     if aim is not None and sign * value >= sign * aim:
         return "aim"
     return "ok" if sign * value >= sign * at_least else "below"
@@ -141,13 +164,32 @@ def busy() -> float | None:
     return load if load > BUSY else None
 
 
-def save(documents: Sequence[dict[str, Any]], path: Path | None = None) -> Path:
-    """Write latest.jsonl, one object a line, the machine in each."""
-    target = RESULTS / "latest.jsonl" if path is None else path
+def load(path: Path | None = None) -> list[dict[str, Any]]:
+    """The objects of latest.jsonl, but for those of an older shape; none without the file."""
+    source = RESULTS / LATEST if path is None else path
+    if not source.exists():
+        return []
+    found = map(json.loads, source.read_text(encoding="utf-8").splitlines())
+    return [document for document in found if "judged" in document]
+
+
+def save(document: dict[str, Any], names: Sequence[str], path: Path | None = None) -> Path:
+    """Put a figure into latest.jsonl, with the machine and the day, in place of its last one.
+
+    Args:
+        document: from :meth:`Measurement.document`.
+        names: of all figures, in the order of the lines; what is called otherwise is dropped.
+        path: instead of results/latest.jsonl.
+    """
+    target = RESULTS / LATEST if path is None else path
+    day = datetime.now(UTC).date().isoformat()
+    found = {d["figure"]: d for d in load(target)}
+    found[document["figure"]] = {**document, "machine": machine(), "date": day}
+    lines = [json.dumps(found[n], allow_nan=False) + "\n" for n in names if n in found]
     target.parent.mkdir(parents=True, exist_ok=True)
-    here = machine()
-    lines = [json.dumps({**d, "machine": here}, allow_nan=False) + "\n" for d in documents]
-    target.write_text("".join(lines), encoding="utf-8")
+    whole = target.with_suffix(".new")
+    whole.write_text("".join(lines), encoding="utf-8")
+    whole.replace(target)
     return target
 
 

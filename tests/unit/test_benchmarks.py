@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -16,11 +18,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tardygrad.data.fragments import FragmentPlan, Permutations
+
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # benchmarks are no part of the package
 
 from benchmarks import __main__ as command  # noqa: E402
-from benchmarks import figures, harness, memory, ours, startup, uneven  # noqa: E402
+from benchmarks import figures, harness, memory, ours, plain, startup, tables, uneven  # noqa: E402
+from benchmarks.crossing import EVERY, crossing, to_measure  # noqa: E402
 from benchmarks.harness import Figure, SideFailed, measure, select, verdict  # noqa: E402
 
 KEYS = {"figure", "unit", "ours", "peer", "ratio", "spread", "at_least", "aim"}
@@ -65,7 +70,8 @@ def test_the_ratio_is_formed_pair_by_pair() -> None:
     assert (found["ours"], found["peer"]) == (20.0, 20.0)
     assert found["ratio"] == 2.0
     assert found["spread"] == [1.0, 2.0]
-    assert found["rounds"] == 3
+    assert found["rounds_ours"] == [200.0, 20.0, 20.0]
+    assert found["rounds_peer"] == [100.0, 10.0, 20.0]
 
 
 def test_where_smaller_is_better_the_ratio_still_grows_with_ours() -> None:
@@ -84,6 +90,27 @@ def test_without_a_peer_the_spread_is_of_the_values() -> None:
     found = document(figure([3.0, 1.0, 2.0]))
     assert (found["ours"], found["peer"], found["ratio"]) == (2.0, None, None)
     assert found["spread"] == [1.0, 3.0]
+    assert (found["rounds_ours"], found["rounds_peer"]) == ([3.0, 1.0, 2.0], None)
+
+
+def test_a_difference_is_judged_in_the_unit_itself() -> None:
+    made = figure([98.5, 99.0, 98.9], [98.9, 99.1, 98.8], judged="difference", at_least=-0.3)
+    found = document(dataclasses.replace(made, aim=0.0))
+    assert found["value"] == pytest.approx(-0.1)
+    assert found["spread"] == pytest.approx([-0.4, 0.1])
+    assert found["ratio"] == pytest.approx(99.0 / 99.1)
+    assert verdict(found) == "ok"
+
+
+def test_the_worst_round_is_judged_and_shown_whole() -> None:
+    made = figure([98.5, 99.0, 98.9], [98.9, 99.1, 98.8], judged="difference", worst=True)
+    found = document(dataclasses.replace(made, at_least=-0.3, aim=0.0))
+    assert (found["ours"], found["peer"]) == (98.5, 98.9)
+    assert found["value"] == pytest.approx(-0.4)
+    assert verdict(found) == "below"
+    assert document(figure([2.0, 1.0, 3.0], worst=True))["ours"] == 1.0
+    found = document(figure([2.0, 1.0, 3.0], worst=True, smaller_is_better=True))
+    assert found["ours"] == 3.0
 
 
 @pytest.mark.parametrize(
@@ -98,6 +125,7 @@ def test_without_a_peer_the_spread_is_of_the_values() -> None:
         ({"at_least": 10.0, "aim": 5.0, "smaller_is_better": True}, 5.0, "aim"),
         ({"at_least": 10.0, "aim": 5.0, "smaller_is_better": True}, 10.0, "ok"),
         ({"at_least": 10.0, "aim": 5.0, "smaller_is_better": True}, 10.1, "below"),
+        ({"at_least": 98.5, "aim": None, "worst": True}, 98.49, "below"),
     ],
 )
 def test_verdict_on_values(changes: dict[str, Any], value: float, expected: str) -> None:
@@ -121,14 +149,32 @@ def test_figures_are_selected_by_any_word() -> None:
 
 
 def test_one_valid_object_a_line(tmp_path: Path) -> None:
-    documents = [document(figure([1.0], [2.0])), document(figure([1.0], note=lambda: "late"))]
-    path = harness.save(documents, tmp_path / "new" / "latest.jsonl")
+    path = tmp_path / "new" / "latest.jsonl"
+    names = ["name", "other"]
+    harness.save(document(figure([1.0], note=lambda: "late", name="other")), names, path)
+    harness.save(document(figure([1.0], [2.0])), names, path)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert len(lines) == 2
+    assert [line["figure"] for line in lines] == names
     assert all(line.keys() >= KEYS and "torch" in line["machine"] for line in lines)
+    assert all(re.fullmatch(r"20\d\d-\d\d-\d\d", line["date"]) for line in lines)
     assert lines[1]["note"] == "late"
     with pytest.raises(ValueError, match="JSON"):
-        harness.save([document(figure([math.inf]))], tmp_path / "x.jsonl")
+        harness.save(document(figure([math.inf])), names, path)
+    assert harness.load(path) == lines
+
+
+def test_a_figure_takes_the_place_of_its_last_measurement_only(tmp_path: Path) -> None:
+    path = tmp_path / "latest.jsonl"
+    path.write_text('{"figure": "b", "ours": 0}\n')  # as older versions wrote it
+    for name, value in (("a", 1.0), ("b", 2.0), ("gone", 3.0)):
+        harness.save(document(figure([value], name=name)), ["a", "b", "gone"], path)
+    kept = harness.load(path)[1]
+    kept |= {"machine": "another", "date": "2020-01-01"}
+    path.write_text("".join(json.dumps(d) + "\n" for d in [*harness.load(path), kept]))
+    harness.save(document(figure([4.0], name="a")), ["b", "a"], path)
+    first, second = harness.load(path)
+    assert first == kept
+    assert (second["figure"], second["ours"]) == ("a", 4.0)
 
 
 def run(code: str, timeout_s: float = 10.0) -> dict[str, Any]:
@@ -176,8 +222,12 @@ def test_a_figure_that_fails_does_not_stop_the_others(
     assert json.loads(line)["figure"] == "good"
     shown = capsys.readouterr()
     assert "bad: no memory" in shown.err
-    assert "aim" in shown.out
+    assert "2x to 2x" in shown.out
     assert command.main(["good"]) == 0
+    assert command.main(["--markdown"]) == 0
+    assert "| good | samples/s | 4 | 2 | 2x | 2x to 2x | 1x | 2x |" in capsys.readouterr().out
+    assert command.main(["bad", "--markdown"]) == 1
+    assert "make bench" in capsys.readouterr().err
 
 
 def test_an_unknown_figure_is_a_mistake_of_usage(capsys: pytest.CaptureFixture[str]) -> None:
@@ -186,8 +236,30 @@ def test_an_unknown_figure_is_a_mistake_of_usage(capsys: pytest.CaptureFixture[s
 
 
 def test_numbers_are_short() -> None:
-    shown = [command.number(n) for n in (None, 0.98765, 12.0, 1234.5)]
-    assert shown == ["", "0.988", "12", "1,234"]
+    shown = [tables.number(n) for n in (None, 0.987654, 98.46, 12.0, 1234.5)]
+    assert shown == ["", "0.9877", "98.46", "12", "1,234"]
+
+
+def test_a_line_says_what_kind_of_number_is_judged() -> None:
+    more = figure([12.0, 8.0], [10.0, 10.0], judged="difference", smaller_is_better=True)
+    assert tables.cells(document(dataclasses.replace(more, aim=None)))[2:] == [
+        "10", "10", "0", "-2 to +2", "≤ +1", "",
+    ]  # fmt: skip
+    alone = figure([3.0, 4.0], at_least=10.0, aim=5.0, smaller_is_better=True)
+    assert tables.cells(document(alone))[2:] == ["3.5", "", "", "3 to 4", "≤ 10", "≤ 5"]
+
+
+def test_markdown_says_where_and_when() -> None:
+    lines = [
+        {**document(figure([2.0], [1.0], name=name)), "machine": "a toaster", "date": date}
+        for name, date in (("a", "2026-01-01"), ("b", "2026-01-02"), ("c", "2026-01-02"))
+    ]
+    heading, rule, *rows, empty, first, second = tables.markdown(lines).splitlines()
+    assert heading.startswith("| figure |")
+    assert {line.count("|") for line in (heading, rule, *rows)} == {len(tables.HEADINGS) + 1}
+    assert (len(rows), empty) == (3, "")
+    assert first == "Measured on 2026-01-01: a toaster."
+    assert second == "Measured on 2026-01-02: a toaster."
 
 
 def test_every_figure_is_called_once_and_asks_for_something_possible() -> None:
@@ -195,7 +267,8 @@ def test_every_figure_is_called_once_and_asks_for_something_possible() -> None:
     assert len({f.name for f in listed}) == len(listed)
     for made in listed:
         if made.at_least is not None and made.aim is not None:
-            upper = made.peer is None and made.smaller_is_better
+            judged = "ours" if made.peer is None else made.judged
+            upper = judged != "ratio" and made.smaller_is_better
             assert (made.aim <= made.at_least) if upper else (made.aim >= made.at_least)
 
 
@@ -229,10 +302,60 @@ def test_memory_is_read_in_mib_and_workers_are_found_below_the_root() -> None:
         assert memory.largest_worker(os.getpid()) is None
 
 
-def test_the_last_stretch_of_a_run_says_when_its_first_update_was() -> None:
-    ends = [{"event": "run_end", "first_update_s": s} for s in (9.0, 4.5)]
-    lines = [json.dumps(e) for e in ({"event": "run_start"}, *ends)]
-    assert startup.first_update_s("\n".join(lines)) == 4.5
+def test_no_model_is_trained_twice_for_two_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[object, ...]] = []
+
+    def side(module: str, *arguments: object) -> dict[str, Any]:
+        asked.append((module, *arguments))
+        return {"value": 99.0 if module == "ours" else 98.0, "rss_mib": 2.0, "pss_mib": 1.0}
+
+    monkeypatch.setattr(figures, "run_side", side)
+    monkeypatch.setattr(figures, "_accuracy", functools.cache(figures._accuracy.__wrapped__))
+    monkeypatch.setattr(figures, "_sizes", functools.cache(figures._sizes.__wrapped__))
+    accuracy = select(["mnist-async"], figures.figures())
+    least, difference = [document(f) for f in accuracy]
+    assert (least["value"], difference["value"]) == (99.0, 1.0)
+    assert sorted(asked) == sorted((s, "accuracy", n) for s in ("ours", "plain") for n in range(3))
+    asked.clear()
+    assert [document(f)["ours"] for f in select(["memory"], figures.figures())] == [2.0, 1.0]
+    assert len(asked) == 2 * 5
+
+
+def test_the_crossing_lies_between_two_measurements_and_ends_the_training() -> None:
+    measured = iter([(1.0, 0.6), (2.0, 0.5), (4.0, 0.9), (5.0, 1.0)])
+    assert crossing(measured, 0.7) == 3.0
+    assert next(measured) == (5.0, 1.0)
+    assert crossing([(2.0, 0.5)], 0.25) == 1.0
+    assert crossing([(2.0, 0.5)], 0.5) == 2.0
+    assert crossing([(1.0, 0.6), (2.0, 0.5)], 0.7) == math.inf
+
+
+def test_no_side_is_measured_more_often_than_the_other() -> None:
+    counts = (0, EVERY - 1, EVERY, EVERY + 1, 2 * EVERY - 1, 3 * EVERY + 5, 4 * EVERY - 1)
+    events = [{"event": "checkpoint", "samples": n} for n in counts]
+    taken = to_measure([{"event": "epoch", "samples": EVERY}, *events])
+    assert [e["samples"] for e in taken] == [EVERY, 3 * EVERY + 5]
+
+
+def test_the_serial_loop_trains_the_batches_that_workers_lease() -> None:
+    plan = FragmentPlan(samples=300, batch_size=64, fragment_batches=2, seed=7)
+    order = Permutations(plan)
+    leased = [
+        order.indices(epoch, fragment, batch).tolist()
+        for epoch in range(2)
+        for fragment in range(plan.fragments_per_epoch)
+        for batch in range(plan.batches(fragment))
+    ]
+    assert [batch.tolist() for batch in plain._batches(300, 7, 2)] == leased
+
+
+def test_the_first_update_counts_from_the_command() -> None:
+    start = {"event": "run_start", "time_s": 0.5}
+    end = {"event": "run_end", "time_s": 9.0, "first_update_s": 4.5}
+    # Its last word came 9.25 s after the command: the run's clock started 0.25 s late.
+    assert startup.first_update_s([start, end], written_s=9.25) == 4.75
+    with pytest.raises(RuntimeError, match="run_start, expected run_end"):
+        startup.first_update_s([start], written_s=1.0)
 
 
 def test_the_sum_of_speeds() -> None:
