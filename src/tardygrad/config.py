@@ -151,6 +151,8 @@ class FailureConfig(Section):
     """Seconds before a replacement starts; doubled for each further death of the same slot."""
     backoff_max_s: float = Field(30.0, ge=0)
     """Longest such wait in seconds."""
+    start_s: float = Field(60.0, gt=0)
+    """Seconds that a process may take to come up, and a worker for its first step."""
     stop_s: float = Field(30.0, gt=0)
     """Seconds that processes have to finish when the run stops, before they are killed."""
 

@@ -196,7 +196,7 @@ def test_what_cannot_be_opened_there_is_told(tmp_path: Path) -> None:
         (["--set", "model.factory=nowhere:model"], 2, "there is no module 'nowhere'"),
         (["--set", "model.factory=real_runs:pased"], 2, "did you mean 'paced'?"),
         (["--out", "/dev/null/run"], 2, "a part of the path is a file"),
-        (["--out", "/proc/run"], 1, "cannot"),
+        (["--out", "/proc/run"], 2, "no directory can be made there"),
     ],
 )
 def test_what_cannot_begin_is_one_line(

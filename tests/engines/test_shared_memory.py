@@ -15,7 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tardygrad.engines import shared_memory
+from tardygrad.engines import runtime_directory, shared_memory
 from tardygrad.engines.shared_memory import (
     Answer,
     Arena,
@@ -83,9 +83,12 @@ def test_small_models_have_a_copy_for_everybody_and_large_ones_a_single_one() ->
     assert Geometry(layout(10_000_000), 1, 4, 2).copies == 1
 
 
-def test_too_little_memory_is_one_clear_error(tmp_path: Path) -> None:
+def test_too_little_memory_is_one_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime_directory, "disk_base", lambda: tmp_path)
     g = Geometry(Layout.of([("weight", (1 << 46,), "float32")]), 1, 1, 1)
-    with pytest.raises(StorageError, match=r"not enough shared memory.*the run needs \d+ MiB"):
+    with pytest.raises(StorageError, match=r"no room for the exchange.*\d+ MiB are needed"):
         Arena(tmp_path / "arena", g, create=True)
     with pytest.raises(StorageError, match="cannot open shared memory"):
         Arena(tmp_path / "nowhere" / "arena", g)

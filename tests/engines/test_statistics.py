@@ -84,6 +84,29 @@ def test_a_replaced_worker_keeps_its_slots_counts() -> None:
     assert s.totals("pushed_bytes") == 1500
 
 
+def test_who_comes_back_because_work_did_was_not_restarted() -> None:
+    s = statistics()
+    for state, incarnation in (("started", 0), ("ready", 0), ("left", 0), ("started", 1)):
+        s.member("worker", 0, incarnation, state)
+    # The other had not left yet.
+    for state, incarnation in (("started", 0), ("ready", 0), ("started", 1)):
+        s.member("worker", 1, incarnation, state)
+    assert [row["restarts"] for row in s.workers(1.0)] == [0, 0]
+    assert [row["state"] for row in s.workers(1.0)] == ["starting", "starting"]
+    s.member("worker", 0, 1, "died")
+    s.member("worker", 0, 2, "started")
+    assert [row["restarts"] for row in s.workers(1.0)] == [1, 0]
+
+
+def test_a_server_that_is_being_restored_says_nothing_of_samples() -> None:
+    s = statistics(shards=1)
+    s.server_report(0, 0, server_report(500))
+    s.server_report(0, 1, ServerCounters().report())
+    assert s.consumed == 500
+    s.server_report(0, 1, server_report(200))
+    assert s.consumed == 200
+
+
 def test_at_the_end_a_workers_speed_is_that_of_the_whole_stretch() -> None:
     s = statistics()
     s.worker_report(0, 0, worker_report(20))

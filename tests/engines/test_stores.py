@@ -12,9 +12,10 @@ import torch
 
 from tardygrad.engines.shard_host import TraceFile
 from tardygrad.engines.stores import DirectoryStore
-from tardygrad.errors import CheckpointError, StorageError
+from tardygrad.errors import CheckpointError, LedgerError, StorageError
 from tardygrad.protocol import trace
 from tardygrad.protocol.trace import Record
+from tardygrad.storage.traces import read_traces
 
 SHARDS = 2
 
@@ -66,12 +67,34 @@ def test_a_damaged_checkpoint_is_passed_over_and_told(tmp_path: Path) -> None:
     found = store.newest(1)
     assert found is not None and found.step == 1
     assert len(store.skipped()) == 1
+    # The other shard's file is whole: its server goes on from there, and the main process knows.
+    other = store.newest(0)
+    assert other is not None and other.step == 2
+    assert store.states() == [{"version": 2}, {"version": 1}]
+    assert len(store.skipped()) == 1
 
 
 def test_another_model_is_refused(tmp_path: Path) -> None:
     checkpoint(DirectoryStore(tmp_path, "model-a"), 1, 1.0)
     with pytest.raises(CheckpointError, match="of a model with other parameters"):
         DirectoryStore(tmp_path, "model-b").newest(0)
+    with pytest.raises(CheckpointError, match="of a model with other parameters"):
+        DirectoryStore(tmp_path, "model-b").states()
+    assert DirectoryStore(tmp_path / "none", "model-b").states() == []
+
+
+def test_a_server_that_cannot_write_leaves_the_others_files_alone(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path, "model-a")
+    checkpoint(store, 1, 1.0)
+    store.write(2, 0, {"parameters": torch.zeros(8)}, {})
+    with no_file_beyond(64), pytest.raises(StorageError):
+        store.write(2, 1, {"parameters": torch.zeros(1000)}, {})
+    place = tmp_path / "checkpoints" / f"{2:012d}"
+    assert [p.name for p in place.iterdir()] == ["shard-000.safetensors"]
+    store.discard(2)
+    assert not place.exists()
+    store.discard(1)  # visible: it may be the only one that a resume can use
+    assert store.newest(0) is not None
 
 
 def test_only_so_many_are_kept(tmp_path: Path) -> None:
@@ -140,12 +163,32 @@ def test_a_torn_record_is_cut(tmp_path: Path, torn: int) -> None:
     assert records(path) == [record(1), record(3)]
 
 
-def test_a_record_that_was_never_written_is_cut(tmp_path: Path) -> None:
+@pytest.mark.parametrize("lost", [1, 2, 40])
+@pytest.mark.parametrize("torn", [0, 5])
+def test_records_that_never_reached_the_disk_are_cut(tmp_path: Path, lost: int, torn: int) -> None:
+    path = tmp_path / "shard-000.trace"
+    file = TraceFile(path, 0, 1)
+    file.write(record(1)._replace(reads=((0, 0),)))
+    file.close()
+    path.write_bytes(path.read_bytes() + bytes(lost * trace.record_size(1) + torn))
+    first = read_traces(tmp_path)
+    assert [r.version for r in first[0]] == [1]
+    file = TraceFile(path, 0, 1)
+    file.write(record(2)._replace(reads=((0, 1),)))
+    file.close()
+    assert [r.version for r in read_traces(tmp_path)[0]] == [1, 2]
+
+
+def test_nothing_before_a_good_record_is_cut(tmp_path: Path) -> None:
     path = tmp_path / "shard-001.trace"
-    write(path, 1)
-    path.write_bytes(path.read_bytes() + bytes(trace.record_size(SHARDS)))
-    write(path, 2)
-    assert records(path) == [record(1), record(2)]
+    write(path, 1, 2, 3)
+    size, data = trace.record_size(SHARDS), bytearray(path.read_bytes())
+    data[-2 * size : -size] = bytes(size)
+    path.write_bytes(data)
+    TraceFile(path, 1, SHARDS).close()
+    assert path.read_bytes() == data
+    with pytest.raises(LedgerError, match="others follow it"):
+        records(path)
 
 
 @pytest.mark.parametrize("size", [0, 1, len(trace.file_header(1, SHARDS)) - 1])

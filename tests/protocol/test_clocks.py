@@ -89,12 +89,12 @@ def test_a_restored_server_empties_the_roster() -> None:
 
 def test_commands_are_due_again_until_they_are_answered() -> None:
     outbox = Outbox()
-    asked = SnapshotAsked(1, 0)
+    asked = SnapshotAsked(1, 0, 0)
     send = outbox.command("snapshot", 0, asked, 0.0)
     assert send == Send(("server", 0), asked)
     assert outbox.due(0.5, 1.0) == []
     assert outbox.due(1.0, 1.0) == [send] and outbox.due(1.5, 1.0) == []
-    outbox.answered("snapshot", SnapshotAsked(0, 0))
+    outbox.answered("snapshot", SnapshotAsked(0, 0, 0))
     outbox.answered("another", asked)
     assert len(outbox) == 1
     outbox.answered("snapshot", asked)

@@ -82,7 +82,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 done = len(self.booked.get((epoch, fragment), []))
                 assert self.ledger.next(epoch, fragment) == done
                 assert self.ledger.standing().get((epoch, fragment), 0) == done
-                if not self.ledger.is_complete(epoch):
+                if epoch not in self.ledger.complete():
                     fence = self.fences.get((epoch, fragment), 0)
                     assert self.ledger.fence(epoch, fragment) == fence
 
@@ -90,7 +90,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def the_last_epoch_begun_agrees(self) -> None:
         begun = [epoch + 1 for (epoch, _), batches in self.booked.items() if batches]
         assert self.ledger.epochs_begun == max(begun, default=0)
-        whole = [self.ledger.is_complete(epoch) for epoch in range(EPOCHS)]
+        whole = [epoch in self.ledger.complete() for epoch in range(EPOCHS)]
         assert self.ledger.epochs_complete == [*whole, False].index(False)
 
     @invariant()
@@ -101,16 +101,17 @@ class LedgerMachine(RuleBasedStateMachine):
             for (e, fragment), how in self.booked.items():
                 for batch, applied in enumerate(how):
                     counted[applied] += (e == epoch) * PLAN.samples_in(fragment, batch, batch + 1)
-            assert self.ledger.totals(epoch) == (counted[True], counted[False])
-            assert self.ledger.is_complete(epoch) == (sum(counted.values()) == PLAN.samples)
-            assert (epoch in self.ledger.complete()) == self.ledger.is_complete(epoch)
+            state = self.ledger.state()
+            assert dict(state["applied"]).get(epoch, 0) == counted[True]
+            assert dict(state["dropped"]).get(epoch, 0) == counted[False]
+            assert (epoch in self.ledger.complete()) == (sum(counted.values()) == PLAN.samples)
             total += sum(counted.values())
         assert self.ledger.consumed == total
 
     @invariant()
     def nexts_name_what_is_touched_and_unfinished(self) -> None:
         for epoch, fragment, standing in self.ledger.nexts():
-            assert not self.ledger.is_complete(epoch)
+            assert epoch not in self.ledger.complete()
             assert standing == len(self.booked.get((epoch, fragment), []))
 
 

@@ -14,7 +14,7 @@ def test_a_checkpoint_is_committed_when_all_snapshots_are_there() -> None:
     desk.serve()
     desk.beat(0, 1)
     desk.beat(0, 1)
-    assert desk.sent(ev.SnapshotAsked) == [ev.SnapshotAsked(1, 0)] * 2
+    assert desk.sent(ev.SnapshotAsked) == [ev.SnapshotAsked(1, 0, 0)] * 2
     desk.snapshot(1, 1)
     assert not desk.of(ef.CommitCheckpoint)
     desk.snapshot(0, 1)
@@ -92,6 +92,81 @@ def test_a_last_checkpoint_that_fails_is_a_failure() -> None:
     desk.do(ev.SnapshotFailed(1, 0, 1, "disk full"))
     [finished] = desk.of(ef.Finished)
     assert finished.outcome == "failed" and "disk full" in finished.reason
+
+
+def test_nobody_waits_for_a_worker_that_is_yet_to_be_started() -> None:
+    desk = Desk(backoff_s=20.0, backoff_max_s=20.0)
+    desk.serve()
+    desk.do(ev.WorkerDied(1, 0, "killed", False))
+    assert desk.of(ef.SpawnWorker) == [ef.SpawnWorker(1, 1, 20.0)]
+    desk.do(ev.Interrupted("SIGTERM"))
+    assert desk.of(ef.KillWorker) == [ef.KillWorker(1, 1, "SIGTERM")]
+    assert [s.to for s in desk.of(ef.Send)] == [("worker", 0)], "one that is there is asked"
+    assert [(c.id, c.state) for c in desk.of(ef.MemberChanged)] == [(1, "left")]
+    desk.do(ev.WorkerLeft(0, 0))
+    assert desk.machine.phase == SAVING
+
+
+def test_whoever_left_before_it_was_started_comes_back_with_the_work() -> None:
+    desk = Desk(backoff_s=20.0, backoff_max_s=20.0)
+    desk.serve()
+    desk.do(ev.WorkerDied(1, 0, "killed", False))
+    desk.finish()
+    desk.do(ev.WorkerLeft(0, 0))
+    desk.do(ev.ServerDied(0, 0, "killed", False))
+    desk.serve(0, incarnation=1)
+    assert [(s.worker, s.incarnation) for s in desk.of(ef.SpawnWorker)] == [(0, 1), (1, 2)]
+
+
+def to_the_last_checkpoint(desk: Desk) -> None:
+    desk.serve()
+    desk.do(ev.Interrupted("SIGTERM"))
+    leave(desk)
+    assert desk.machine.phase == SAVING
+
+
+def wait_for_snapshots(desk: Desk, stop_s: float) -> None:
+    for _ in range(int(stop_s / 0.5)):
+        desk.beat()
+        assert not desk.of(ef.KillServer) and desk.machine.phase == SAVING
+    desk.beat()
+
+
+def test_a_server_that_does_not_write_its_last_snapshot_is_replaced_once() -> None:
+    desk = Desk(stop_s=3.0)
+    to_the_last_checkpoint(desk)
+    desk.snapshot(0, 1)
+    wait_for_snapshots(desk, 3.0)
+    assert [k.shard for k in desk.of(ef.KillServer)] == [1]
+    assert [s.shard for s in desk.of(ef.SpawnServer)] == [1]
+    assert len(desk.machine.outbox) == 0, "the round is given up"
+    desk.serve(1, incarnation=1)
+    assert {a.step for a in desk.sent(ev.SnapshotAsked)} == {2}
+    desk.snapshot(0, 2)
+    desk.snapshot(1, 2)
+    assert [f.outcome for f in desk.of(ef.Finished)] == ["preempted"]
+
+
+def test_a_last_snapshot_that_never_comes_ends_the_run() -> None:
+    desk = Desk(stop_s=3.0)
+    to_the_last_checkpoint(desk)
+    wait_for_snapshots(desk, 3.0)
+    assert [k.shard for k in desk.of(ef.KillServer)] == [0, 1]
+    desk.serve(0, 1, incarnation=1)
+    wait_for_snapshots(desk, 3.0)
+    [finished] = desk.of(ef.Finished)
+    assert finished.outcome == "failed"
+    assert "no snapshot of server 0, server 1 within 3 s, for the second time" in finished.reason
+    assert "resume the run" in finished.reason
+
+
+def test_a_pause_of_the_scheduler_is_not_held_against_the_last_snapshot() -> None:
+    desk = Desk(stop_s=3.0)
+    to_the_last_checkpoint(desk)
+    desk.do(ev.Tick(), after=100.0)
+    assert "paused" in desk.of(ef.Decided)[0].reason
+    wait_for_snapshots(desk, 3.0)
+    assert desk.of(ef.KillServer)
 
 
 def test_a_server_lost_at_the_end_brings_the_work_and_the_workers_back() -> None:

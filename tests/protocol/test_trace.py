@@ -124,8 +124,27 @@ def test_a_restoration_of_an_unknown_snapshot_is_an_incomplete_trace() -> None:
         surviving([line(trace.APPLIED, 1), line(trace.RESTORED, 1, seq=3)])
 
 
-@given(st.lists(st.sampled_from("asr"), max_size=30))
-def test_surviving_is_what_a_stack_of_states_says(script: list[str]) -> None:
+def test_a_checkpoint_that_became_visible_late() -> None:
+    """The shard goes back to snapshot 1, and when that life ends to 2, taken in the life before."""
+    history = [
+        line(trace.APPLIED, 1),
+        line(trace.SNAPSHOT, 1, seq=1),
+        line(trace.APPLIED, 2),
+        line(trace.APPLIED, 3),
+        line(trace.SNAPSHOT, 3, seq=2),
+        line(trace.RESTORED, 1, seq=1),
+        line(trace.APPLIED, 20),
+        line(trace.RESTORED, 3, seq=2),
+        line(trace.APPLIED, 4),
+    ]
+    assert versions(history) == [1, 2, 3, 4]
+    assert versions([*history, line(trace.RESTORED, 1, seq=1)]) == [1]
+
+
+@given(st.lists(st.sampled_from("aasr"), max_size=30), st.data())
+def test_surviving_is_what_a_copy_of_each_state_says(
+    script: list[str], data: st.DataObject
+) -> None:
     history: list[Record] = []
     state: list[int] = []
     saved: dict[int, list[int]] = {0: []}
@@ -137,7 +156,7 @@ def test_surviving_is_what_a_stack_of_states_says(script: list[str]) -> None:
             history.append(line(trace.SNAPSHOT, number, seq=number))
             saved[number] = list(state)
         else:
-            step = max(saved)
+            step = data.draw(st.sampled_from(sorted(saved)))
             history.append(line(trace.RESTORED, number, seq=step))
             state = list(saved[step])
     assert versions(history) == state

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -15,23 +15,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tardygrad import methods
-from tardygrad.config import RunConfig, to_yaml
-from tardygrad.data.fragments import FragmentPlan
+from tardygrad.config import to_yaml
 from tardygrad.data.sources import ArraySource
-from tardygrad.engines.base import Job, RunEnd, Snapshot, Tensors
+from tardygrad.engines.base import Job, RunEnd
 from tardygrad.engines.inline import InlineEngine
 from tardygrad.engines.shard_host import digest
 from tardygrad.errors import LedgerError, ReplayMismatch, RunDirectoryError
-from tardygrad.layout import partition
-from tardygrad.models.base import ModelAdapter
 from tardygrad.models.null import NullAdapter
-from tardygrad.models.torch import TorchAdapter
 from tardygrad.protocol import trace
 from tardygrad.protocol.trace import Record
-from tardygrad.replay import _Execution, replay, replay_traces
+from tardygrad.replaying import _Execution, replay, replay_traces
 from tardygrad.storage.run_directory import RunDirectory
 from tardygrad.storage.traces import read_traces
+from tardygrad.testing import simulation
+from tardygrad.testing.simulation import MemoryStore, SilentObserver
 
 SAMPLES = 83  # the last batch is short
 
@@ -42,91 +39,33 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-class MemoryStore:
-    """Snapshots in a dictionary, valid once committed."""
-
-    def __init__(self) -> None:
-        self._snapshots: dict[tuple[int, int], Snapshot] = {}
-        self._committed = 0
-
-    def write(
-        self, step: int, shard: int, tensors: Tensors, state: dict[str, Any]
-    ) -> tuple[str, int, str]:
-        self._snapshots[step, shard] = Snapshot(step, tensors, copy.deepcopy(state))
-        return f"{step}-{shard}", 1, ""
-
-    def commit(
-        self, step: int, files: tuple[tuple[str, int, str], ...], state: dict[str, Any]
-    ) -> None:
-        self._committed = step
-
-    def newest(self, shard: int) -> Snapshot | None:
-        return self._snapshots.get((self._committed, shard))
-
-
-class Silent:
-    """An observer that nobody asks."""
-
-    def emit(self, event: str, **fields: Any) -> None: ...
-
-    def decided(self, decision: str, reason: str) -> None: ...
-
-    def now(self) -> float:
-        return 0.0
-
-    def interrupted(self) -> str:
-        return ""
-
-
-def make_config(**document: Any) -> RunConfig:
-    method = {"name": "async_sgd", **document.pop("method", {})}
+def make_document(**document: Any) -> dict[str, Any]:
     faults = document.pop("faults", [])
-    return RunConfig.model_validate(
-        {
-            "model": {"factory": "a:b"},
-            "data": {"source": "a:b"},
-            "workers": 3,
-            "epochs": 2,
-            "batch_size": 8,
-            "fragment_batches": 3,
-            "method": method,
-            "failure": {"lease_s": 0.5, "heartbeat_s": 0.05, "backoff_s": 0.05},
-            "simulation": {
-                "compute": {"distribution": "exponential", "mean_s": 0.01},
-                "faults": faults,
-                "limit_s": 100,
-            },
-            **document,
-        }
-    )
+    return {
+        "workers": 3,
+        "epochs": 2,
+        "batch_size": 8,
+        "fragment_batches": 3,
+        "failure": {"lease_s": 0.5, "heartbeat_s": 0.05, "backoff_s": 0.05},
+        "simulation": {
+            "compute": {"distribution": "exponential", "mean_s": 0.01},
+            "faults": faults,
+            "limit_s": 100,
+        },
+        **document,
+    }
 
 
 def make_job(traces: Path | None, model: str = "mlp", **document: Any) -> Job:
-    config = make_config(**document)
-
-    def build() -> ModelAdapter:
-        if model == "null":
-            return NullAdapter(100)
-        torch.manual_seed(config.seed)
-        return TorchAdapter(MODELS[model](), nn.functional.cross_entropy)
-
-    adapter = build()
+    settings = make_document(**document)
     generator = torch.Generator().manual_seed(1)
     inputs = torch.randn(SAMPLES, 6, generator=generator)
-    return Job(
-        config=config,
-        method=methods.parse(config.method),
-        plan=FragmentPlan(
-            samples=SAMPLES, batch_size=config.batch_size, fragment_batches=3, seed=config.seed
-        ),
-        layout=adapter.layout,
-        ranges=partition(adapter.layout, config.servers),
-        initial=adapter.flat.clone(),
-        train=ArraySource(inputs, inputs[:, :3].argmax(dim=1)),
-        test=None,
-        build_adapter=build,
-        trace_directory=traces,
-    )
+    train = ArraySource(inputs, inputs[:, :3].argmax(dim=1))
+    if model == "null":
+        job = simulation.make_job(lambda: NullAdapter(100), train, samples=SAMPLES, **settings)
+    else:
+        job = simulation.torch_job(MODELS[model], train, **settings)
+    return dataclasses.replace(job, trace_directory=traces)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -160,7 +99,7 @@ class Recorded(NamedTuple):
 
 def record(directory: Path, model: str = "mlp", **document: Any) -> Recorded:
     job = make_job(directory, model, **document)
-    end = InlineEngine().run(job, Silent(), MemoryStore())
+    end = InlineEngine().run(job, SilentObserver(), MemoryStore())
     assert end.outcome == "done"
     assert model == "null" or not torch.equal(end.parameters, job.initial)
     return Recorded(job, end, read_traces(directory))
@@ -439,11 +378,11 @@ def test_a_step_without_any_record(tmp_path: Path, mixing: float) -> None:
 def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run that has ended."""
     path = tmp_path / "run"
-    with RunDirectory.create(path, to_yaml(make_config())) as created:
+    with RunDirectory.create(path, to_yaml(make_job(None).config)) as created:
         run = record(created.trace)
         created.finish("done")
     write_events(path, {"event": "run_start"}, {"event": "run_end", "digest": run.expected()})
-    monkeypatch.setattr("tardygrad.training.job_of_run", lambda run: make_job(None))
+    monkeypatch.setattr("tardygrad.training.job_of_run", lambda run, *data: make_job(None))
     return path
 
 

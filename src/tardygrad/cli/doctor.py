@@ -136,8 +136,8 @@ def memory() -> Iterator[Check]:
         found = f"{_gib(usage.total)}, {_gib(usage.free)} free"
         if usage.free < _GIB // 4:
             advice = (
-                "parameters and updates live there: give the container more (docker run "
-                "--shm-size=2g), or run 'tardygrad clean'"
+                "parameters and updates live there, and on disk what does not fit: give the "
+                "container more (docker run --shm-size=2g), or run 'tardygrad clean'"
             )
             yield Check("warning", "shared memory", found, advice)
         else:

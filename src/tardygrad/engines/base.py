@@ -95,8 +95,8 @@ class Job:
         """Seconds between two looks at deadlines."""
         return min(self.config.failure.lease_s / 8, self.config.failure.heartbeat_s)
 
-    def scheduler(self, start_s: float = 60.0) -> Scheduler:
-        """The run's scheduler machine; a process may take ``start_s`` seconds to come up."""
+    def scheduler(self, start_s: float | None = None) -> Scheduler:
+        """The run's scheduler machine; ``start_s`` replaces the configuration's."""
         failure = self.config.failure
         return Scheduler(
             SchedulerSettings(
@@ -105,7 +105,7 @@ class Job:
                 workers=self.config.workers,
                 shards=len(self.ranges),
                 lease_s=failure.lease_s,
-                start_s=start_s,
+                start_s=failure.start_s if start_s is None else start_s,
                 stop_s=failure.stop_s,
                 resend_s=self.resend_s,
                 restarts=failure.restarts,

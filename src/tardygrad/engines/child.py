@@ -34,10 +34,10 @@ import zmq
 
 from tardygrad.config import RunConfig
 from tardygrad.data import registry
-from tardygrad.data.fragments import FragmentPlan
 from tardygrad.data.sources import ArraySource, Source
 from tardygrad.engines import wire
 from tardygrad.engines.base import Job
+from tardygrad.engines.runtime_directory import reserve
 from tardygrad.engines.shared_memory import share, shared
 from tardygrad.errors import StorageError, TardygradError, UsageError
 from tardygrad.layout import KeyRange, Layout
@@ -45,7 +45,7 @@ from tardygrad.methods import parse
 from tardygrad.models.factory import build
 from tardygrad.protocol import events as ev
 
-MESSAGE, REPORT, FAILURE, EVALUATION = b"m", b"r", b"f", b"e"
+MESSAGE, REPORT, FAILURE, EVALUATION, IDLE = b"m", b"r", b"f", b"e", b"i"
 _SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}
 _SLICE_NS = 100_000
 _SET_NAME = 15  # prctl
@@ -164,8 +164,10 @@ def write_job(job: Job, directory: Path) -> None:
         "train": SharedSource.of(job.train, directory / "train", by_value=by_value),
         "test": SharedSource.of(job.test, directory / "test", by_value=by_value),
     }
+    data = pickled(spec)
     try:
-        (directory / "job").write_bytes(pickled(spec))
+        with open(reserve(directory / "job", len(data)), "wb") as file:
+            file.write(data)
     except OSError as error:
         raise StorageError(f"cannot write {directory / 'job'}: {error.strerror}") from error
 
@@ -239,11 +241,6 @@ def open_source(job: Job, directory: Path, which: str) -> Source:
     source = train if which == "train" else test
     assert source is not None
     return source
-
-
-def plan_of(job: Job) -> FragmentPlan:
-    """How the data is cut."""
-    return job.plan
 
 
 class Link:

@@ -18,12 +18,14 @@ from typing import Any
 
 import torch
 
+from tardygrad.config import Duration
 from tardygrad.engines.base import Job, Observer, RunEnd, Snapshot, SnapshotStore
-from tardygrad.engines.inline_world import Member, Served, WatchedTrace, Watcher, World
+from tardygrad.engines.inline_disk import Disks
+from tardygrad.engines.inline_world import Member, Served, Stored, WatchedTrace, Watcher, World
 from tardygrad.engines.shard_host import ShardHost, TraceFile, TraceSink, digest
 from tardygrad.engines.statistics import RunStatistics, ServerCounters, WorkerCounters
 from tardygrad.engines.worker_host import WorkerHost
-from tardygrad.errors import InvariantViolation, StorageError
+from tardygrad.errors import InvariantViolation
 from tardygrad.models.null import NullAdapter
 from tardygrad.protocol import effects as ef
 from tardygrad.protocol import events as ev
@@ -31,6 +33,7 @@ from tardygrad.protocol import trace
 from tardygrad.protocol.invariants import Auditor
 
 _WAIT_LIMIT_S = 1e7
+_INSTANT = Duration(mean_s=0.0)
 
 
 class InlineEngine:
@@ -38,17 +41,21 @@ class InlineEngine:
 
     Args:
         watcher: is told every event and every trace record.
-        start_s: virtual seconds after which a process that does not come up counts as dead.
+        start_s: virtual seconds after which a process that does not come up counts as dead; the
+            configuration's if None.
         linger_s: virtual seconds for which the world goes on after the end, so that a test can see
             that nothing happens any more.
+        disk: virtual seconds that each snapshot and each manifest takes until it is there.
     """
 
     def __init__(
-        self, watcher: Watcher | None = None, *, start_s: float = 60.0, linger_s: float = 0.0
-    ) -> None:
+        self, watcher: Watcher | None = None, *, start_s: float | None = None, linger_s: float = 0.0,
+        disk: Duration = _INSTANT,
+    ) -> None:  # fmt: skip
         self.watcher = watcher
         self.start_s = start_s
         self.linger_s = linger_s
+        self.disk = disk
         self.events = 0
         self.now = 0.0
 
@@ -88,6 +95,7 @@ class _Simulation(World):
         self.parameters = job.initial.clone()
         self.statistics = RunStatistics(job.config.workers, self.shards, job.plan.samples)
         self.statistics.begin(job.generation << 10, job.consumed_before, observer.now())
+        self.disks = Disks(self, store, observer, engine.disk, job.config.seed)
         self.finished: ef.Finished | None = None
         self.next_progress = 0.5
         self._effects: dict[type, Callable[[Any, ev.Address], None]] = {
@@ -106,7 +114,7 @@ class _Simulation(World):
             ef.KillWorker: self._kill_worker,
             ef.SpawnServer: self._spawn_server,
             ef.KillServer: self._kill_server,
-            ef.CommitCheckpoint: self._commit,
+            ef.CommitCheckpoint: self.disks.manifest,
             ef.EpochEnded: self._epoch_ended,
             ef.MemberChanged: self._member_changed,
             ef.Decided: self._decided,
@@ -125,6 +133,7 @@ class _Simulation(World):
                 raise self._endless()
             self.step()
         self.engine.now = end = self.now
+        self.disks.finish()
         while heap and heap[0][0] <= end + self.engine.linger_s:
             self.step()
         return self._end(end)
@@ -340,6 +349,8 @@ class _Simulation(World):
                 return
         elif type(event) is Served:
             event = event.push
+        elif type(event) is Stored:
+            event = self.disks.written(address[1], event)
         member.steps += 1
         member.slots[0] = payload
         self._handle(address, member, event)
@@ -378,35 +389,15 @@ class _Simulation(World):
     def _save_snapshot(self, effect: ef.SaveSnapshot, source: ev.Address) -> None:
         member = self.member(source)
         assert member is not None
-        state = {"version": effect.version, "ledger": effect.ledger}
-        file, error = ("", 0, ""), ""
-        try:
-            file = self.store.write(effect.step, source[1], member.host.snapshot(), state)
-        except StorageError as failure:
-            error = str(failure)
-        written = ev.SnapshotWritten(effect.step, effect.version, effect.samples, file, error)
-        self.later(0.0, source, written, member.incarnation)
+        self.disks.snapshot(effect, source, member)
 
     def _nothing(self, effect: ef.Effect, source: ev.Address) -> None:
         """Pulls pass through the server's machine here, so its clock need not be published."""
 
     # --- the run ------------------------------------------------------------------------------
 
-    def _commit(self, effect: ef.CommitCheckpoint, source: ev.Address) -> None:
-        try:
-            self.store.commit(effect.step, effect.files, effect.state)
-        except StorageError as failure:
-            self.observer.decided(f"checkpoint {effect.step} is given up", str(failure))
-            return
-        samples: Any = effect.state["samples"]
-        self.observer.emit(
-            "checkpoint",
-            step=effect.step,
-            samples=min(samples),
-            seconds=0.0,
-            bytes=sum(size for _, size, _ in effect.files),
-            path=f"checkpoints/{effect.step}",
-        )
+    def to_store(self) -> None:
+        self.disks.next_manifest()
 
     def _refresh(self) -> None:
         for number, member in enumerate(self.workers):

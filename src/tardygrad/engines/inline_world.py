@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from tardygrad.config import SimulationConfig
-from tardygrad.engines.base import Job
+from tardygrad.engines.base import Job, Tensors
 from tardygrad.engines.network import Fate, Sampler
 from tardygrad.engines.shard_host import TraceSink
 from tardygrad.protocol import effects as ef
@@ -39,7 +39,14 @@ class Served(NamedTuple):
     push: ev.Push
 
 
-Anything = ev.Event | Crash | Served
+class Stored(NamedTuple):
+    """A disk is done with a snapshot (of these tensors) or with a manifest."""
+
+    effect: ef.SaveSnapshot | ef.CommitCheckpoint
+    tensors: Tensors | None
+
+
+Anything = ev.Event | Crash | Served | Stored
 
 
 class Watcher(Protocol):
@@ -81,8 +88,8 @@ class WatchedTrace:
 class Member:
     """A simulated process: its machine and what its engine would keep for it."""
 
-    __slots__ = ("alive", "born", "busy_until", "counters", "deferred", "frozen_until", "host",
-                 "incarnation", "machine", "parts", "pull", "pulled_at", "slots", "started",
+    __slots__ = ("alive", "born", "busy_until", "counters", "deferred", "frozen_until",
+                 "host", "incarnation", "machine", "parts", "pull", "pulled_at", "slots", "started",
                  "steps")  # fmt: skip
 
     def __init__(self, machine: Any, incarnation: int, born: float) -> None:
@@ -137,6 +144,10 @@ class World(ABC):
         """An event has reached a server that is up."""
 
     @abstractmethod
+    def to_store(self) -> None:
+        """The main process's disk is done with a manifest."""
+
+    @abstractmethod
     def tick(self) -> None:
         """The clock ticks."""
 
@@ -169,6 +180,9 @@ class World(ABC):
             member = self.servers[address[1]]
         elif kind == "scheduler":
             self.to_scheduler(event)
+            return
+        elif kind == "store":
+            self.to_store()
             return
         else:
             self.tick()

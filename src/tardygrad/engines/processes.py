@@ -7,7 +7,7 @@ shared memory (``shared_memory``); only leases, reports and signs of life travel
 
 A process is replaced only after its predecessor is certainly gone, so that every shard and every
 slot has one writer. Killing the main process closes everybody's lifeline; nothing outlives it but
-one directory in memory, which the next run removes.
+one directory in memory, and what it has on disk, which the next run removes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgpack
 import torch
@@ -28,16 +28,19 @@ import zmq
 
 from tardygrad.engines import nursery, runtime_directory, wire
 from tardygrad.engines.base import Job, Observer, RunEnd, SnapshotStore
-from tardygrad.engines.child import EVALUATION, FAILURE, MESSAGE, REPORT, write_job
+from tardygrad.engines.child import EVALUATION, FAILURE, IDLE, MESSAGE, REPORT, write_job
+from tardygrad.engines.epochs import Epochs
 from tardygrad.engines.shard_host import digest
 from tardygrad.engines.shared_memory import Arena, Ringer, arena_of
 from tardygrad.engines.statistics import RunStatistics
+from tardygrad.engines.stores import DirectoryStore
 from tardygrad.errors import StorageError
 from tardygrad.protocol import effects as ef
 from tardygrad.protocol import events as ev
 
 _PROGRESS_S = 0.5
 _LISTEN_S = 0.05
+_EVALUATOR: ev.Address = ("evaluator", 0)
 
 
 class ProcessesEngine:
@@ -47,15 +50,23 @@ class ProcessesEngine:
         """Train until the work is done, the run is interrupted, or it cannot go on.
 
         Raises:
-            StorageError: there is not enough shared memory, or the disk is full.
+            StorageError: neither memory nor the disk has room for what is shared, or the disk is
+                full.
             TrainingFailed: the process that starts the others is gone.
         """
         directory = runtime_directory.create()
         processes: nursery.Nursery | None = None
         try:
+            # What workers and servers write comes first: memory serves it best.
+            arena = arena_of(
+                directory, job.layout, job.ranges, job.config.workers, job.method.in_flight,
+                create=True,
+            )  # fmt: skip
             write_job(job, directory)
+            for decision, reason in runtime_directory.decisions(directory):
+                observer.decided(decision, reason)
             processes = nursery.take(job.config.threads)
-            return _Run(job, observer, store, directory, processes).run()
+            return _Run(job, observer, store, directory, arena, processes).run()
         finally:
             if processes is not None:
                 processes.close()
@@ -65,38 +76,42 @@ class ProcessesEngine:
 
 
 class _Process:
-    __slots__ = ("failure", "incarnation", "pid")
+    __slots__ = ("failure", "identity", "incarnation", "pid")
 
-    def __init__(self, incarnation: int, pid: int) -> None:
+    def __init__(self, address: ev.Address, incarnation: int, pid: int) -> None:
         self.incarnation, self.pid = incarnation, pid
+        self.identity = f"{address[0]}-{address[1]}.{incarnation}".encode()
         self.failure: dict[str, Any] | None = None
+
+
+class _Delayed(NamedTuple):
+    at: float
+    incarnation: int
+    start: Callable[[], None]
 
 
 class _Run:
     def __init__(
-        self, job: Job, observer: Observer, store: SnapshotStore, directory: Path,
+        self, job: Job, observer: Observer, store: SnapshotStore, directory: Path, arena: Arena,
         processes: nursery.Nursery,
     ) -> None:  # fmt: skip
         self.job, self.observer, self.store = job, observer, store
-        self.directory, self.nursery = directory, processes
-        self.arena: Arena = arena_of(
-            directory, job.layout, job.ranges, job.config.workers, job.method.in_flight, create=True
-        )
+        self.directory, self.arena, self.nursery = directory, arena, processes
+        assert job.run_directory is not None
+        self.files = DirectoryStore(job.run_directory, job.layout.fingerprint())
         self.ringer = Ringer(directory)
         self.scheduler = job.scheduler()
         self.members: dict[ev.Address, _Process] = {}
         self.by_pid: dict[int, ev.Address] = {}
-        self.delayed: list[tuple[float, ev.Address, Callable[[], None]]] = []
+        self.delayed: dict[ev.Address, _Delayed] = {}
         self.statistics = RunStatistics(job.config.workers, len(job.ranges), job.plan.samples)
         self.statistics.begin(job.generation << 10, job.consumed_before, observer.now())
         self.finished: ef.Finished | None = None
         self.writer = ThreadPoolExecutor(max_workers=1)
         self.commits: deque[tuple[ef.CommitCheckpoint, Future[float]]] = deque()
         self.lost_checkpoint = ""
-        self.evaluations = 0
-        self.strange = 0
-        self.epochs_ended: list[tuple[float, int]] = []
-        self.evaluated: list[dict[str, Any]] = []
+        self.given_up = 0
+        self.epochs = Epochs(job, observer, self.statistics, self._ask_evaluator)
         self.context = zmq.Context()
         self.control = self._bind("control")
         self.heartbeats = self._bind("heartbeats")
@@ -107,7 +122,7 @@ class _Run:
             ef.SpawnServer: self._spawn_server,
             ef.KillServer: lambda e: self._kill(("server", e.shard), e.incarnation),
             ef.CommitCheckpoint: self._commit,
-            ef.EpochEnded: self._epoch_ended,
+            ef.EpochEnded: lambda e: self.epochs.ended(e.epoch),
             ef.MemberChanged: self._member_changed,
             ef.Decided: lambda e: self.observer.decided(e.decision, e.reason),
             ef.Finished: self._finish,
@@ -128,8 +143,8 @@ class _Run:
         began = time.monotonic()
         try:
             self.nursery.job(str(self.directory / "job"))
-            if self.job.test is not None and self.job.config.evaluation.every_epochs:
-                self._spawn(("evaluator", 0), 0, {})
+            if self.epochs.wants_evaluator:
+                self._spawn(_EVALUATOR, 0, {"incarnation": 0})
             self._handle(ev.Started())
             self._loop()
             return self._end(began)
@@ -147,7 +162,7 @@ class _Run:
         next_tick = next_progress = time.monotonic()
         while self.finished is None:
             now = time.monotonic()
-            due = min([next_tick, *(at for at, _, _ in self.delayed)])
+            due = min([next_tick, *(d.at for d in self.delayed.values())])
             poller.poll(max(0, round((due - now) * 1000)))
             self._receive_control()
             self._receive_heartbeats()
@@ -155,7 +170,7 @@ class _Run:
             now = time.monotonic()
             self._start_delayed(now)
             self._tell_commits()
-            self._tell_epochs(1.5 * self.job.config.failure.heartbeat_s)
+            self.epochs.tell(1.5 * self.job.config.failure.heartbeat_s)
             if now >= next_tick:
                 next_tick = now + self.job.tick_s
                 reason = self.observer.interrupted()
@@ -169,6 +184,11 @@ class _Run:
     def _handle(self, event: ev.Event) -> None:
         for effect in self.scheduler.handle(event, time.monotonic()):
             self.actions[type(effect)](effect)
+        if isinstance(event, ev.SnapshotFailed):
+            self.given_up = event.step
+        if isinstance(event, ev.SnapshotFailed | ev.SnapshotTaken) and event.step == self.given_up:
+            # What others wrote for it, also what they were late with, is of no use any more.
+            self.files.discard(event.step)
 
     def _report(self) -> None:
         for worker in range(self.job.config.workers):
@@ -193,7 +213,7 @@ class _Run:
             decode = wire.decode if is_message else wire.decode_data
             content: Any = decode(frames[2]) if len(frames) == 3 else None
             if address is None or address[0] not in self.members or content is None:
-                self._count_strange(frames)
+                self._tell_strange(frames)
             elif is_message:
                 self._handle(content)
             else:
@@ -202,13 +222,17 @@ class _Run:
     def _take_data(
         self, member: ev.Address, incarnation: int, tag: bytes, data: dict[str, Any]
     ) -> None:
-        process = self.members.get(member)
+        process = self.members[member]
         if tag == REPORT:
             self.statistics.worker_report(member[1], incarnation, data)
-        elif tag == FAILURE and process is not None and process.incarnation == incarnation:
+        elif process.incarnation != incarnation:
+            return
+        elif tag == FAILURE:
             process.failure = data
+        elif tag == IDLE:
+            self.epochs.evaluator_idle()
         elif tag == EVALUATION:
-            self._evaluated(data)
+            self.epochs.evaluator_answered(data)
 
     def _receive_heartbeats(self) -> None:
         while True:
@@ -219,10 +243,10 @@ class _Run:
             beat = wire.decode(frames[1]) if len(frames) == 3 else None
             report = wire.decode_data(frames[2]) if len(frames) == 3 else None
             if not isinstance(beat, ev.Heartbeat) or report is None:
-                self._count_strange(frames)
+                self._tell_strange(frames)
                 continue
             if (beat.kind, beat.id) not in self.members:
-                self._count_strange(frames)
+                self._tell_strange(frames)
                 continue
             if beat.kind == "worker":
                 self.statistics.worker_report(beat.id, beat.incarnation, report)
@@ -230,8 +254,7 @@ class _Run:
                 self.statistics.server_report(beat.id, beat.incarnation, report)
             self._handle(beat)
 
-    def _count_strange(self, frames: list[bytes]) -> None:
-        self.strange += 1
+    def _tell_strange(self, frames: list[bytes]) -> None:
         sizes = [len(f) for f in frames]
         self.observer.decided("a message is ignored", f"it cannot be decoded (frames: {sizes})")
 
@@ -239,11 +262,12 @@ class _Run:
         process = self.members.get(effect.to)
         if process is None:
             return
-        kind, member = effect.to
-        identity = f"{kind}-{member}.{process.incarnation}".encode()
         # A process that is not connected (yet, or any more) does not get it: it will be asked for.
-        self.control.send_multipart([identity, wire.encode(effect.message)])
-        self.ringer.ring(f"{kind}-{member}")
+        self.control.send_multipart([process.identity, wire.encode(effect.message)])
+        self.ringer.ring(f"{effect.to[0]}-{effect.to[1]}")
+
+    def _ask_evaluator(self, request: dict[str, Any]) -> None:
+        self.control.send_multipart([self.members[_EVALUATOR].identity, msgpack.packb(request)])
 
     # --- processes ----------------------------------------------------------------------------
 
@@ -252,50 +276,52 @@ class _Run:
         assert self.job.run_directory is not None
         log = self.job.run_directory / "logs" / f"{kind}-{member}.log"
         pid = self.nursery.spawn(kind, arguments, str(log))
-        self.members[address] = _Process(incarnation, pid)
+        self.members[address] = _Process(address, incarnation, pid)
         self.by_pid[pid] = address
 
-    def _later(self, address: ev.Address, delay_s: float, start: Callable[[], None]) -> None:
-        self.delayed = [d for d in self.delayed if d[1] != address]
+    def _later(
+        self, address: ev.Address, incarnation: int, delay_s: float, arguments: dict[str, Any]
+    ) -> None:
+        def start() -> None:
+            self._spawn(address, incarnation, arguments)
+
+        self.delayed.pop(address, None)
         if delay_s <= 0 and not self._lives(address):
             start()
         else:
-            self.delayed.append((time.monotonic() + delay_s, address, start))
+            self.delayed[address] = _Delayed(time.monotonic() + delay_s, incarnation, start)
 
     def _lives(self, address: ev.Address) -> bool:
         process = self.members.get(address)
         return process is not None and process.pid in self.by_pid
 
     def _start_delayed(self, now: float) -> None:
-        ready = [d for d in self.delayed if d[0] <= now]
-        for entry in ready:
-            _, address, start = entry
-            self.delayed.remove(entry)
+        for address, entry in list(self.delayed.items()):
+            if entry.at > now:
+                continue
             if self._lives(address):
                 # The predecessor was killed, but its end has not been reported yet.
-                self.delayed.append((now + 0.005, address, start))
+                self.delayed[address] = entry._replace(at=now + 0.005)
             else:
-                start()
+                del self.delayed[address]
+                entry.start()
 
     def _spawn_worker(self, effect: ef.SpawnWorker) -> None:
-        address = ("worker", effect.worker)
         arguments = {"worker": effect.worker, "incarnation": effect.incarnation}
-        self._later(
-            address,
-            effect.delay_s,
-            lambda: self._spawn(address, effect.incarnation, arguments),
-        )
+        self._later(("worker", effect.worker), effect.incarnation, effect.delay_s, arguments)
 
     def _spawn_server(self, effect: ef.SpawnServer) -> None:
-        address = ("server", effect.shard)
         arguments = {
             "shard": effect.shard,
             "incarnation": effect.incarnation,
             "floor": effect.floor,
         }
-        self._later(address, 0.0, lambda: self._spawn(address, effect.incarnation, arguments))
+        self._later(("server", effect.shard), effect.incarnation, 0.0, arguments)
 
     def _kill(self, address: ev.Address, incarnation: int) -> None:
+        delayed = self.delayed.get(address)
+        if delayed is not None and delayed.incarnation == incarnation:
+            del self.delayed[address]
         process = self.members.get(address)
         if process is not None and process.incarnation == incarnation and self._lives(address):
             with contextlib.suppress(ProcessLookupError):
@@ -318,65 +344,21 @@ class _Run:
                 self._handle(ev.WorkerDied(address[1], process.incarnation, reason, fatal))
             elif address[0] == "server":
                 self._handle(ev.ServerDied(address[1], process.incarnation, reason, fatal))
-            elif self.finished is None:
+            else:
                 self.observer.decided("the evaluator is gone", reason)
-                self.evaluations = 0
                 # What it failed at it would fail at again; if it was killed, nothing is wrong.
-                if not failure and process.incarnation < self.job.config.failure.restarts:
-                    self._spawn(address, process.incarnation + 1, {})
+                successor = process.incarnation + 1
+                again = not failure and successor <= self.job.config.failure.restarts
+                replaced = again and self.finished is None
+                self.epochs.evaluator_gone(replaced=replaced)
+                if replaced:
+                    self._spawn(address, successor, {"incarnation": successor})
 
     # --- what people see ----------------------------------------------------------------------
 
     def _member_changed(self, effect: ef.MemberChanged) -> None:
         self.statistics.member(effect.kind, effect.id, effect.incarnation, effect.state)
         self.observer.emit("member", **effect._asdict())
-
-    def _epoch_ended(self, effect: ef.EpochEnded) -> None:
-        number = effect.epoch + 1
-        # The workers' next reports bring the losses of the epoch's last batches.
-        self.epochs_ended.append((time.monotonic(), number))
-        every = self.job.config.evaluation.every_epochs
-        # The last epoch's parameters are the final ones, which are measured at the end.
-        if every and number % every == 0 and number < self.job.config.epochs:
-            self._ask_evaluator(number)
-
-    def _tell_epochs(self, patience_s: float) -> None:
-        while self.epochs_ended and time.monotonic() - self.epochs_ended[0][0] >= patience_s:
-            _, number = self.epochs_ended.pop(0)
-            self.observer.emit(
-                "epoch",
-                epoch=number,
-                samples=number * self.job.plan.samples,
-                loss=self.statistics.epoch_loss(number - 1),
-            )
-            self._tell_evaluations()
-
-    def _ask_evaluator(self, epoch: int) -> None:
-        if self._lives(("evaluator", 0)):
-            self.evaluations += 1
-            # The servers' newest counts may be from before the epoch's last batches.
-            samples = max(self.statistics.consumed, epoch * self.job.plan.samples)
-            request = {"epoch": epoch, "samples": samples}
-            self.control.send_multipart([b"evaluator-0.0", msgpack.packb(request)])
-
-    def _evaluated(self, data: dict[str, Any]) -> None:
-        self.evaluations -= 1
-        data["at_s"] = self.observer.now() - (time.monotonic() - data["read_at"])
-        self.evaluated.append(data)
-        self._tell_evaluations()
-
-    def _tell_evaluations(self) -> None:
-        untold = {number for _, number in self.epochs_ended}
-        while self.evaluated and self.evaluated[0]["epoch"] not in untold:
-            data = self.evaluated.pop(0)
-            self.observer.emit(
-                "evaluate",
-                epoch=data["epoch"],
-                samples=data["samples"],
-                at_s=round(data["at_s"], 6),
-                final=False,
-                **data["found"],
-            )
 
     def _commit(self, effect: ef.CommitCheckpoint) -> None:
         # A disk can take seconds to promise something; leases do not wait for it.
@@ -395,6 +377,7 @@ class _Run:
             except StorageError as failure:
                 self.observer.decided(f"checkpoint {effect.step} is given up", str(failure))
                 self.lost_checkpoint = str(failure)
+                self.files.discard(effect.step)
                 continue
             self.lost_checkpoint = ""
             samples: Any = effect.state["samples"]
@@ -428,8 +411,8 @@ class _Run:
             parameters[key_range.slice] = newest[key_range.slice]
             if shard == 0:
                 parameters[size:] = newest[size:]
-        self._tell_epochs(0.0)
-        self._await_evaluations()
+        self.epochs.close()
+        self._await_evaluation()
         self._report()
         first = self.statistics.first_update_s
         return RunEnd(
@@ -457,9 +440,12 @@ class _Run:
                 return
             time.sleep(0.01)
 
-    def _await_evaluations(self) -> None:
-        deadline = time.monotonic() + self.job.config.failure.stop_s
-        while self.evaluations > 0 and time.monotonic() < deadline:
+    def _await_evaluation(self) -> None:
+        """The one that is under way has read an epoch's parameters, and ends soon."""
+        assert self.finished is not None
+        failed = self.finished.outcome == "failed"
+        deadline = time.monotonic() + (0.0 if failed else self.job.config.failure.stop_s)
+        while self.epochs.measuring and time.monotonic() < deadline:
             self._receive_control()
             self._bury()
             time.sleep(0.01)

@@ -16,13 +16,12 @@ from typing import Any
 
 import zmq
 
-from tardygrad.engines.base import Job, Snapshot
-from tardygrad.engines.child import Link, ask_for_short_slices, live
+from tardygrad.engines.base import Job, Snapshot, Tensors
+from tardygrad.engines.child import Link, ask_for_short_slices, explain, live
 from tardygrad.engines.shard_host import ShardHost, TraceFile
 from tardygrad.engines.shared_memory import Answer, Bell, Ringer, arena_of, fence
 from tardygrad.engines.statistics import ServerCounters
 from tardygrad.engines.stores import DirectoryStore
-from tardygrad.errors import StorageError
 from tardygrad.protocol import effects as ef
 from tardygrad.protocol import events as ev
 from tardygrad.protocol import trace
@@ -43,9 +42,10 @@ def main(shard: int, incarnation: int, floor: int) -> int:
         counters = ServerCounters()
         # What the run's first server cannot begin with, its successors cannot either.
         link.starting = incarnation == job.generation << 10
+        # To read and check a large snapshot takes time: it lives meanwhile.
+        link.beat(job.config.failure.heartbeat_s, lambda: counters.updates, counters.report)
         process = _ServerProcess(job, directory, link, counters, shard, incarnation, floor)
         link.starting = False
-        link.beat(job.config.failure.heartbeat_s, lambda: counters.updates, process.report)
         process.run()
 
     return live("server", shard, incarnation, life)
@@ -125,13 +125,9 @@ class _ServerProcess:
             if host.buffers is not None and mean.numel():
                 mean.copy_(host.buffers)
         arena.publish_clock(shard, 0)
-        arena.end_write(shard, copy, self.incarnation, self.machine.version)
+        machine = self.machine
+        arena.end_write(shard, copy, self.incarnation, machine.version, machine.ledger.consumed)
         return host
-
-    def report(self) -> dict[str, Any]:
-        """The newest counts."""
-        self.counters.consumed = self.machine.ledger.consumed
-        return self.counters.report()
 
     def run(self) -> None:
         """Serve until the process is ended."""
@@ -234,8 +230,9 @@ class _ServerProcess:
             host.apply(effect, *update, out=parameters)
             if host.buffers is not None and buffers.numel():
                 buffers.copy_(host.buffers)
-        arena.end_write(shard, copy, self.incarnation, effect.record.version)
-        counters = self.counters
+        counters, consumed = self.counters, self.machine.ledger.consumed
+        arena.end_write(shard, copy, self.incarnation, effect.record.version, consumed)
+        counters.consumed = consumed
         counters.applied(effect.push.worker, effect.record.staleness)
         if counters.first_update_s is None:
             counters.first_update_s = time.monotonic()
@@ -244,6 +241,7 @@ class _ServerProcess:
         self.trace.write(effect.record)
         if effect.record.kind == trace.DROPPED:
             self.counters.dropped += effect.record.samples
+            self.counters.consumed = self.machine.ledger.consumed
 
     def _publish_clock(self, effect: ef.PublishClock) -> None:
         self.arena.publish_clock(self.shard, effect.clock)
@@ -253,17 +251,24 @@ class _ServerProcess:
 
     def _save_snapshot(self, effect: ef.SaveSnapshot) -> None:
         tensors = self.host.snapshot()
-        state = {"version": effect.version, "ledger": effect.ledger}
 
         def write() -> None:
-            file, error = ("", 0, ""), ""
-            try:
-                self.trace.sync()
-                file = self.store.write(effect.step, self.shard, tensors, state)
-            except (StorageError, OSError) as failure:
-                error = str(failure)
-            written = ev.SnapshotWritten(effect.step, effect.version, effect.samples, file, error)
-            self.written.append(written)
-            Ringer(self.bell.directory).ring(f"server-{self.shard}")
+            self.written.append(keep_snapshot(effect, self.shard, tensors, self.trace, self.store))
+            self.ringer.ring(f"server-{self.shard}")
 
         self.writer.submit(write)
+
+
+def keep_snapshot(
+    effect: ef.SaveSnapshot, shard: int, tensors: Tensors, trace_file: TraceFile,
+    store: DirectoryStore,
+) -> ev.SnapshotWritten:  # fmt: skip
+    """Write a snapshot, the trace up to it first. Whatever goes wrong is said: it is awaited."""
+    state = {"version": effect.version, "ledger": effect.ledger}
+    file, error = ("", 0, ""), ""
+    try:
+        trace_file.sync()
+        file = store.write(effect.step, shard, tensors, state)
+    except Exception as failure:
+        error = explain(failure)
+    return ev.SnapshotWritten(effect.step, effect.version, effect.samples, file, error)

@@ -17,7 +17,8 @@ import torch
 from tardygrad.errors import StorageError
 from tardygrad.methods.base import Method
 from tardygrad.protocol.effects import Apply
-from tardygrad.protocol.trace import Encoder, Record, decode_file, file_header, record_size
+from tardygrad.protocol.trace import Encoder, Record, file_header
+from tardygrad.storage.traces import whole_until
 
 
 class TraceSink(Protocol):
@@ -50,13 +51,8 @@ class TraceFile:
                 os.ftruncate(self._file, 0)
                 os.write(self._file, header)
             else:
-                # A predecessor that died while it wrote may have left part of a record, and a
-                # machine that lost power one of the right size that was never written.
-                record = record_size(shards)
-                whole = size - (size - len(header)) % record
-                last = os.pread(self._file, record, whole - record) if whole > len(header) else b""
-                torn = len(header) + len(last) - decode_file(header + last, path.name)[3]
-                os.ftruncate(self._file, whole - torn)
+                with path.open("rb") as written:
+                    os.ftruncate(self._file, whole_until(written, size, shards))
         except OSError as error:
             raise self._failure(error) from error
 

@@ -38,13 +38,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from tardygrad.engines.runtime_directory import reserve
 from tardygrad.errors import StorageError
 from tardygrad.layout import KeyRange, Layout
 from tardygrad.protocol import events as ev
 
 _LINE = 64
 _NEWEST, _CLOCK, _SLEEPING = range(3)
-_SEQUENCE, _INCARNATION, _VERSION = range(3)
+_SEQUENCE, _INCARNATION, _VERSION, _CONSUMED = range(4)
 _COPIES_LIMIT = 32 << 20
 _READER_PATIENCE_S = 0.25
 _SPIN = 50
@@ -177,6 +178,9 @@ class Arena:
     """The mapped memory, with typed access to its parts."""
 
     FILE = "arena"
+    LINE_WORDS = _LINE // 8
+    CONSUMED = _CONSUMED
+    """Where in a copy's line its server says how many samples were booked."""
 
     def __init__(self, path: Path, geometry: Geometry, *, create: bool = False) -> None:
         self.geometry = geometry
@@ -207,6 +211,14 @@ class Arena:
     def _copy(self, shard: int, copy: int) -> int:
         """Index of the first word of a copy's line in a shard's header."""
         return (self.geometry.header(shard) + _LINE * (1 + copy)) // 8
+
+    def lines(self, shard: int) -> list[torch.Tensor]:
+        """What is said of each copy of a shard: int64 ``[LINE_WORDS]``; read like its numbers."""
+        found = []
+        for copy in range(self.geometry.copies):
+            at = self._copy(shard, copy)
+            found.append(torch.from_numpy(self._words[at : at + self.LINE_WORDS]))
+        return found
 
     # --- pulls --------------------------------------------------------------------------------
 
@@ -345,11 +357,17 @@ class Arena:
                 self.words[pin] = 0
             os.sched_yield()
 
-    def end_write(self, shard: int, copy: int, incarnation: int, version: int) -> None:
-        """Publish the copy as the newest, as ``version``; its sequence number becomes even."""
+    def end_write(
+        self, shard: int, copy: int, incarnation: int, version: int, consumed: int = 0
+    ) -> None:
+        """Publish the copy as the newest, as ``version``; its sequence number becomes even.
+
+        ``consumed`` samples were booked by then.
+        """
         words, at = self.words, self._copy(shard, copy)
         words[at + _INCARNATION] = incarnation
         words[at + _VERSION] = version
+        words[at + _CONSUMED] = consumed
         fence()
         words[at + _SEQUENCE] = (words[at + _SEQUENCE] | 1) + 1
         words[self.header(shard) + _NEWEST] = copy
@@ -409,24 +427,17 @@ class Arena:
 
 
 def _map_file(path: Path, size: int, *, create: bool) -> mmap.mmap:
-    flags = os.O_RDWR | (os.O_CREAT | os.O_EXCL if create else 0)
+    if create:
+        descriptor = reserve(path, size)
+    else:
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            raise StorageError(f"cannot open shared memory {path}: {error.strerror}") from error
     try:
-        descriptor = os.open(path, flags | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise StorageError(f"cannot open shared memory {path}: {error.strerror}") from error
-    try:
-        if create:
-            # Reserve it now: memory that runs out later would end processes without a word.
-            os.posix_fallocate(descriptor, 0, size)
         return mmap.mmap(descriptor, size)
     except OSError as error:
-        room = os.statvfs(path.parent)
-        free = room.f_bavail * room.f_frsize
-        raise StorageError(
-            f"not enough shared memory in {path.parent}: the run needs {size / 2**20:.0f} MiB, "
-            f"{free / 2**20:.0f} MiB are free; use fewer workers or a smaller model, or enlarge it "
-            "(mount -o remount,size=..., or --shm-size for a container)"
-        ) from error
+        raise StorageError(f"cannot map shared memory {path}: {error.strerror}") from error
     finally:
         os.close(descriptor)
 

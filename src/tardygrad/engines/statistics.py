@@ -48,7 +48,8 @@ class ServerCounters:
     """One server process's counts."""
 
     def __init__(self) -> None:
-        self.consumed = 0
+        # None: it is still being restored.
+        self.consumed: int | None = None
         self.updates = 0
         self.dropped = 0
         self.first_update_s: float | None = None
@@ -111,7 +112,8 @@ class RunStatistics:
             for key in _SUMS:
                 entry.past[key] = entry.total(key)
             entry.now = {}
-            entry.restarts += state == "started" and entry.state != "left"
+            # One that left, or had to stop when work came back, did not die.
+            entry.restarts += state == "started" and entry.state == "dead"
             entry.incarnation = incarnation
         shown = {"started": "restarting" if entry.restarts else "starting", "ready": "training"}
         entry.state = {**shown, "died": "dead", "suspected": "dead", "left": "done"}.get(
@@ -144,7 +146,8 @@ class RunStatistics:
 
     def server_report(self, shard: int, incarnation: int, report: dict[str, Any]) -> None:
         """The newest counts of a server."""
-        self._servers[shard][incarnation] = report
+        if report["consumed"] is not None:
+            self._servers[shard][incarnation] = report
 
     # --- giving out ---------------------------------------------------------------------------
 

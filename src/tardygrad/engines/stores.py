@@ -31,18 +31,17 @@ class DirectoryStore:
     def write(
         self, step: int, shard: int, tensors: Tensors, state: dict[str, Any]
     ) -> tuple[str, int, str]:
-        """Keep one shard's snapshot. Raises StorageError."""
-        try:
-            file = self._store.write_shard(step, shard, tensors, {"state": state})
-        except StorageError:
-            self._store.discard(step)
-            raise
+        """Keep one shard's snapshot; what the others wrote is not touched. Raises StorageError."""
+        file = self._store.write_shard(step, shard, tensors, {"state": state})
         return file.name, file.bytes, file.sha256
 
     def commit(
         self, step: int, files: tuple[tuple[str, int, str], ...], state: dict[str, Any]
     ) -> None:
-        """Make the checkpoint valid, and delete those that are too many. Raises StorageError."""
+        """Make the checkpoint valid, and delete those that are too many. Raises StorageError.
+
+        Only the main process may call this, or :meth:`discard`.
+        """
         manifest = {**state, "layout": self._fingerprint}
         try:
             self._store.commit(step, manifest, [ShardFile(*file) for file in files])
@@ -50,19 +49,17 @@ class DirectoryStore:
             raise StorageError(str(error)) from error
         self._store.prune(self._keep)
 
-    def newest_checkpoint(self) -> Checkpoint | None:
-        """The newest checkpoint that is whole, or None.
+    def discard(self, step: int) -> None:
+        """Free what servers wrote for a checkpoint that is given up; one that is visible stays."""
+        if step not in self._store.steps():
+            self._store.discard(step)
 
-        Raises:
-            CheckpointError: it is of another model.
-        """
-        checkpoint = self._store.newest_valid()
-        if checkpoint is not None and checkpoint.manifest.get("layout") != self._fingerprint:
+    def _check_model(self, checkpoint: Checkpoint) -> None:
+        if checkpoint.manifest.get("layout") != self._fingerprint:
             raise CheckpointError(
                 f"{checkpoint.path} is of a model with other parameters than this one; resume with "
                 "the model that the run was started with"
             )
-        return checkpoint
 
     def skipped(self) -> list[str]:
         """Why newer checkpoints were passed over by the last search."""
@@ -78,17 +75,35 @@ class DirectoryStore:
         return max(steps, default=0) + 1
 
     def states(self) -> list[dict[str, Any]]:
-        """The protocol's state of every shard in the newest valid checkpoint; empty without one."""
-        checkpoint = self.newest_checkpoint()
+        """The protocol's state of every shard as its server will find it; empty without any.
+
+        Raises:
+            CheckpointError: the newest valid checkpoint is of another model.
+        """
+        checkpoint = self._store.newest_valid()
         if checkpoint is None:
             return []
+        self._check_model(checkpoint)
         shards = range(len(checkpoint.shards))
-        return [self._store.load_metadata(checkpoint, shard)["state"] for shard in shards]
+        skipped = self._store.skipped
+        if not skipped:
+            return [self._store.load_metadata(checkpoint, s)["state"] for s in shards]
+        # A newer one is damaged: servers whose own file in it is whole go on from there.
+        found = [self.newest(s) for s in shards]
+        self._store.skipped = skipped
+        return [snapshot.state for snapshot in found if snapshot is not None]
 
     def newest(self, shard: int) -> Snapshot | None:
-        """The shard's snapshot in the newest valid checkpoint, or None."""
-        checkpoint = self.newest_checkpoint()
-        if checkpoint is None:
+        """The newest snapshot of the shard that is whole, or None.
+
+        What became of the others' files does not matter: each shard goes on from its own snapshot,
+        and its ledger says what it lacks.
+
+        Raises:
+            CheckpointError: it is of another model.
+        """
+        found = self._store.newest_shard(shard)
+        if found is None:
             return None
-        tensors, metadata = self._store.load_shard(checkpoint, shard)
-        return Snapshot(checkpoint.step, tensors, metadata["state"])
+        self._check_model(found.checkpoint)
+        return Snapshot(found.checkpoint.step, found.tensors, found.metadata["state"])

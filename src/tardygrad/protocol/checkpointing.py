@@ -7,38 +7,67 @@ used again.
 
 from __future__ import annotations
 
-from tardygrad.protocol.effects import CommitCheckpoint
-from tardygrad.protocol.events import SnapshotTaken
+from collections.abc import Sequence
+
+from tardygrad.protocol.effects import CommitCheckpoint, Send
+from tardygrad.protocol.events import SnapshotAsked, SnapshotTaken
+from tardygrad.protocol.membership import ServerEntry
+from tardygrad.protocol.outbox import Outbox
 
 
 class CheckpointRound:
-    """The scheduler's view of the checkpoint in the making."""
+    """The scheduler's view of the checkpoint in the making.
 
-    def __init__(self, shards: int, first_step: int) -> None:
+    Args:
+        shards: number of shards.
+        first_step: the number of the first checkpoint.
+        outbox: where commands to servers are kept until they are answered.
+    """
+
+    def __init__(self, shards: int, first_step: int, outbox: Outbox) -> None:
         self.step = first_step - 1
         self.active = False
-        self._shards = shards
+        self.since = 0.0
+        self._shards = range(shards)
+        self._outbox = outbox
         self._taken: dict[int, SnapshotTaken] = {}
 
-    def begin(self) -> int:
-        """Start the next round and return its step."""
+    def begin(self, servers: Sequence[ServerEntry], floor: int, now: float) -> list[Send]:
+        """Start the next round: all servers are asked for a snapshot.
+
+        Args:
+            servers: all of them.
+            floor: fences that they refuse from then on.
+            now: the time.
+        """
         self.step += 1
-        self.active = True
+        self.active, self.since = True, now
         self._taken = {}
-        return self.step
+        asked = [SnapshotAsked(self.step, floor, server.incarnation) for server in servers]
+        return [self._outbox.command(("snapshot", s), s, asked[s], now) for s in self._shards]
 
     def abandon(self) -> None:
         """Forget the round."""
         self.active = False
         self._taken = {}
+        for shard in self._shards:
+            self._outbox.forget(("snapshot", shard))
+
+    def answered(self, shard: int) -> None:
+        """The shard need not be asked again."""
+        self._outbox.forget(("snapshot", shard))
+
+    def lacking(self) -> list[int]:
+        """The shards whose snapshot is awaited."""
+        return [s for s in self._shards if self.active and s not in self._taken]
 
     def take(self, taken: SnapshotTaken, state: dict[str, object]) -> CommitCheckpoint | None:
         """Add a shard's snapshot; the commit once all are there."""
         self._taken[taken.shard] = taken
-        if len(self._taken) < self._shards:
+        if self.lacking():
             return None
         self.active = False
-        ordered = [self._taken[s] for s in range(self._shards)]
+        ordered = [self._taken[s] for s in self._shards]
         everything = {
             **state,
             "versions": [t.version for t in ordered],

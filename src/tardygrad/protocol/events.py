@@ -233,10 +233,13 @@ class SnapshotAsked(NamedTuple):
     """Write a snapshot of your shard for checkpoint ``step``.
 
     From now on refuse every fence below ``floor``: nothing comes after the last snapshot of a run.
+    Only ``incarnation`` is meant: what was asked of a server that is gone must not make its
+    successor change a checkpoint that has become visible meanwhile.
     """
 
     step: int
     floor: int
+    incarnation: int
 
 
 class SnapshotTaken(NamedTuple):

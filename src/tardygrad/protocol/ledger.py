@@ -8,7 +8,7 @@ dropped, never both, never twice. Finished epochs shrink to two numbers.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from tardygrad.data.fragments import FragmentPlan
 
@@ -16,13 +16,6 @@ NEW = "new"
 KNOWN = "known"
 AHEAD = "ahead"
 ACROSS = "across"
-
-
-class Totals(NamedTuple):
-    """Samples of one epoch booked on one shard."""
-
-    applied: int
-    dropped: int
 
 
 class _Entry:
@@ -105,14 +98,6 @@ class Ledger:
         self._complete.add(epoch)
         del self._fragments_left[epoch]
         self._entries = {k: v for k, v in self._entries.items() if k[0] != epoch}
-
-    def totals(self, epoch: int) -> Totals:
-        """Samples of an epoch booked so far."""
-        return Totals(self._applied.get(epoch, 0), self._dropped.get(epoch, 0))
-
-    def is_complete(self, epoch: int) -> bool:
-        """Whether every batch of the epoch is booked."""
-        return epoch in self._complete
 
     @property
     def epochs_begun(self) -> int:

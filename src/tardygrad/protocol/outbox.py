@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 
 from tardygrad.protocol.effects import Send
-from tardygrad.protocol.events import Event
+from tardygrad.protocol.events import Event, SnapshotAsked
 
 
 class Outbox:
@@ -17,6 +17,7 @@ class Outbox:
 
     def __init__(self) -> None:
         self._sent: dict[Hashable, tuple[float, Send]] = {}
+        self._first: dict[Hashable, float] = {}
 
     def __len__(self) -> int:
         return len(self._sent)
@@ -25,17 +26,32 @@ class Outbox:
         """Send ``message`` to a server, now and until it is answered."""
         send = Send(("server", shard), message)
         self._sent[key] = (now, send)
+        self._first[key] = now
         return send
 
     def answered(self, key: Hashable, message: Event) -> None:
         """``message`` is answered; a newer command under its key is not."""
         sent = self._sent.get(key)
         if sent is not None and sent[1].message == message:
-            del self._sent[key]
+            self.forget(key)
 
     def forget(self, key: Hashable) -> None:
         """Nobody waits for this answer any more."""
         self._sent.pop(key, None)
+        self._first.pop(key, None)
+
+    def oldest(self, shard: int) -> float | None:
+        """When the server was first sent what it has owed an answer to for longest.
+
+        A snapshot takes its time, and is written while the server does something else.
+        """
+        to = ("server", shard)
+        owed = (
+            self._first[key]
+            for key, (_, send) in self._sent.items()
+            if send.to == to and type(send.message) is not SnapshotAsked
+        )
+        return min(owed, default=None)
 
     def due(self, now: float, patience_s: float) -> list[Send]:
         """The commands that have waited for ``patience_s``, to be sent again."""

@@ -2,9 +2,9 @@
 
 Theory of operation. The scheduler keeps three books: the work (``LeaseDesk``, ``WorkBook``), who
 takes part (``WorkerEntry``, ``ServerEntry``), and an ``Outbox`` of commands to servers that are
-repeated until they are answered. A run is *starting* until every shard is there, then *running*; it
-is *stopping* while workers finish what they hold, *saving* while the last checkpoint is taken, and
-then *over*.
+repeated until they are answered. A ``Watch`` says who must be taken for dead. A run is *starting*
+until every shard is there, then *running*; it is *stopping* while workers finish what they hold,
+*saving* while the last checkpoint is taken, and then *over*.
 
 A lost worker costs its fragments a fencing round; a lost server is started again from its newest
 snapshot, and meanwhile no lease is granted. Nothing here waits: each answer moves one thing on.
@@ -35,6 +35,7 @@ from tardygrad.protocol.effects import (
 )
 from tardygrad.protocol.leasing import LeaseDesk
 from tardygrad.protocol.outbox import Outbox
+from tardygrad.protocol.watch import Watch
 
 STARTING = "starting"
 RUNNING = "running"
@@ -81,19 +82,24 @@ class Scheduler:
         first_incarnation = s.generation << 10
         self.workers = [mb.WorkerEntry(w, first_incarnation) for w in range(s.workers)]
         self.servers = [mb.ServerEntry(i, first_incarnation) for i in range(s.shards)]
-        self.round = CheckpointRound(s.shards, s.first_step)
-        self.restarts_used = 0
+        self.restarts = mb.Restarts(
+            s.restarts, s.workers, first_s=s.backoff_s, most_s=s.backoff_max_s
+        )
         self.outbox = Outbox()
+        self.round = CheckpointRound(s.shards, s.first_step, self.outbox)
         self._desk = LeaseDesk(
             s.plan, s.epochs, s.shards, self.workers, self.outbox,
             generation=s.generation, uses_clocks=s.uses_clocks,
         )  # fmt: skip
         self.book = self._desk.book
         self.book.forget_ended(s.epochs_reported)
-        self._last_tick = 0.0
+        self._watch = Watch(
+            self.workers, self.servers, self.book, self.outbox,
+            lease_s=s.lease_s, start_s=s.start_s, uses_clocks=s.uses_clocks,
+        )  # fmt: skip
         self._last_checkpoint = 0.0
         self._stop_since = 0.0
-        self._deaths_in_vain = 0
+        self._saved_in_vain = False
         self._handlers: dict[type, Callable[[Any, float], list[Effect]]] = {
             ev.Started: self._started,
             ev.Tick: self._tick,
@@ -131,12 +137,12 @@ class Scheduler:
 
     def _started(self, event: ev.Started, now: float) -> list[Effect]:
         effects: list[Effect] = []
-        self._last_tick = self._last_checkpoint = now
+        self._last_checkpoint = now
+        self._watch.begin(now)
         floor = self.book.new_fence()
         for server in self.servers:
-            server.heard = now
             effects.append(SpawnServer(server.shard, server.incarnation, floor))
-            effects.append(self._server_state(server, "started", ""))
+            effects.append(server.changed("started", ""))
         for worker in self.workers:
             effects += self._spawn(worker, worker.incarnation, 0.0, now)
         return effects
@@ -148,14 +154,8 @@ class Scheduler:
         entry.session = self._desk.new_session()
         return [
             SpawnWorker(entry.worker, incarnation, delay_s),
-            self._worker_state(entry, "started", f"after {delay_s:g} s" if delay_s else ""),
+            entry.changed("started", f"after {delay_s:g} s" if delay_s else ""),
         ]
-
-    def _worker_state(self, entry: mb.WorkerEntry, state: str, reason: str) -> MemberChanged:
-        return MemberChanged("worker", entry.worker, entry.incarnation, state, reason)
-
-    def _server_state(self, entry: mb.ServerEntry, state: str, reason: str) -> MemberChanged:
-        return MemberChanged("server", entry.shard, entry.incarnation, state, reason)
 
     # --- leases -------------------------------------------------------------------------------
 
@@ -174,7 +174,7 @@ class Scheduler:
         if entry.state == mb.READY:
             return []
         entry.state = mb.READY
-        return [self._worker_state(entry, "ready", "")]
+        return [entry.changed("ready", "")]
 
     def _lease_asked(self, event: ev.LeaseAsked, now: float) -> list[Effect]:
         entry = self._known(event.worker, event.incarnation)
@@ -203,13 +203,15 @@ class Scheduler:
         entry = self.servers[shard] if 0 <= shard < len(self.servers) else None
         if entry is None or entry.incarnation != incarnation:
             return None
-        entry.heard = now
+        entry.spoke(now)
         return entry
 
     def _fenced(self, event: ev.Fenced, now: float) -> list[Effect]:
         entry = self._shard(event.shard, event.incarnation, now)
         if entry is None or not entry.ready:
             return []
+        if self.book.gained((event.epoch, event.fragment), event.fence, event.next):
+            self.restarts.moved()
         if not self._desk.fenced(event):
             return []
         return self._look_at_epochs(now) + self._grant_waiting(now)
@@ -219,11 +221,12 @@ class Scheduler:
         if entry is None or not entry.ready:
             return []
         effects: list[Effect] = [Send(("server", event.shard), ev.BookedSeen(event.number))]
-        self._deaths_in_vain = 0
+        self.restarts.moved()
         lease = self.book.booked(event.shard, event.epoch, event.fragment)
         effects += self._look_at_epochs(now) + self._grant_waiting(now)
         if lease is not None:
             self.workers[lease.worker].deaths = 0
+            self.workers[lease.worker].booked = True
             self._desk.excuse(lease.worker)
         return effects
 
@@ -244,7 +247,7 @@ class Scheduler:
         if entry.ready:
             return [seen]
         entry.ready = True
-        effects: list[Effect] = [seen, self._server_state(entry, "ready", f"v{event.version}")]
+        effects: list[Effect] = [seen, entry.changed("ready", f"v{event.version}")]
         if event.incarnation > 0:
             effects += self._restored(event, now)
         if self.phase == STARTING and self.serving:
@@ -270,7 +273,7 @@ class Scheduler:
     def _reopen(self, now: float) -> list[Effect]:
         # A server died after the last epoch: what its snapshot lacks is trained again.
         self.phase, self.outcome, self.reason = RUNNING, "", ""
-        self._abandon_round()
+        self.round.abandon()
         effects: list[Effect] = []
         dead = [w for w in self.workers if w.state == mb.DEAD]
         for worker in self.workers:
@@ -285,7 +288,9 @@ class Scheduler:
 
     def _heartbeat(self, event: ev.Heartbeat, now: float) -> list[Effect]:
         if event.kind == "server":
-            self._shard(event.id, event.incarnation, now)
+            server = self.servers[event.id] if 0 <= event.id < len(self.servers) else None
+            if server is not None and server.incarnation == event.incarnation:
+                server.beat(event.steps, now)
             return []
         entry = self._known(event.id, event.incarnation)
         if entry is not None:
@@ -296,9 +301,9 @@ class Scheduler:
         entry = self._known(event.worker, event.incarnation)
         if entry is None:
             return []
-        effects: list[Effect] = [self._worker_state(entry, "died", event.reason)]
+        effects: list[Effect] = [entry.changed("died", event.reason)]
         entry.state = mb.DEAD
-        entry.deaths += 1
+        hopeless = self.restarts.died(entry)
         if self.settings.uses_clocks:
             for other in self.workers:
                 # Whoever stood still may have waited for this one.
@@ -309,22 +314,18 @@ class Scheduler:
             return effects + self._look_at_leaving(now)
         if event.fatal:
             return effects + self._stop("failed", event.reason, now)
-        self._deaths_in_vain += 1
-        in_vain = self._deaths_in_vain
-        if in_vain > self.settings.workers + 2:
-            reason = f"{in_vain} workers died in a row before any fragment was done; the last: "
-            return effects + self._stop("failed", reason + event.reason, now)
+        if hopeless:
+            reason = f"{hopeless}; the last: {event.reason}"
+            return effects + self._stop("failed", reason, now)
         return effects + self._replace(entry, event.reason, now)
 
     def _replace(self, entry: mb.WorkerEntry, death: str, now: float) -> list[Effect]:
-        s = self.settings
-        if self.restarts_used < s.restarts:
-            self.restarts_used += 1
-            delay = mb.backoff(entry.deaths, first_s=s.backoff_s, most_s=s.backoff_max_s)
+        delay = self.restarts.delay_s(entry)
+        if delay is not None:
             return self._spawn(entry, entry.incarnation + 1, delay, now)
         entry.state = mb.PUT_ASIDE
-        reason = f"all {s.restarts} restarts are used up"
-        effects: list[Effect] = [self._worker_state(entry, "put_aside", reason)]
+        reason = f"all {self.settings.restarts} restarts are used up"
+        effects: list[Effect] = [entry.changed("put_aside", reason)]
         if mb.no_one_left(self.workers):
             why = f"no worker is left and {reason}; the last one: {death}"
             effects += self._stop("failed", why, now)
@@ -334,32 +335,27 @@ class Scheduler:
         entry = self.servers[event.shard]
         if entry.incarnation != event.incarnation:
             return []
-        effects: list[Effect] = [self._server_state(entry, "died", event.reason)]
+        effects: list[Effect] = [entry.changed("died", event.reason)]
         entry.ready = False
-        self._abandon_round()
+        self.round.abandon()
         if event.fatal or entry.restarts >= max(self.settings.restarts, 1):
             self.phase = OVER
             return [*effects, Finished("failed", f"server {event.shard}: {event.reason}")]
         entry.restarts += 1
         entry.incarnation += 1
-        entry.heard = now
+        entry.spoke(now)
         floor = self.book.new_fence()
         effects.append(SpawnServer(entry.shard, entry.incarnation, floor))
-        effects.append(self._server_state(entry, "started", "from its newest snapshot"))
+        effects.append(entry.changed("started", "from its newest snapshot"))
         return effects
 
     def _tick(self, event: ev.Tick, now: float) -> list[Effect]:
-        pause = now - self._last_tick
-        self._last_tick = now
-        if pause > self.settings.lease_s / 2:
-            # This machine slept or was stopped: nobody's silence means anything.
-            for worker in self.workers:
-                worker.heard, worker.moved = now, now
-            for server in self.servers:
-                server.heard = now
-            return [
-                Decided("all silence is forgiven", f"the scheduler itself paused {pause:.1f} s")
-            ]
+        pause = self._watch.paused(now)
+        if pause:
+            self._stop_since += pause
+            self.round.since += pause
+            why = f"the scheduler itself paused {pause:.1f} s"
+            return [Decided("all silence is forgiven", why)]
         effects = self._suspect(now)
         if self.phase == OVER:
             return effects
@@ -367,72 +363,70 @@ class Scheduler:
         return effects + self._look_at_deadlines(now)
 
     def _suspect(self, now: float) -> list[Effect]:
-        s = self.settings
         effects: list[Effect] = []
-        # While a server is missing nobody can move.
-        serving = self.serving
-        awaited = self._awaited() if s.uses_clocks else None
-        for entry in self.workers:
-            if not entry.alive:
-                continue
-            leased = self.book.holds_lease(entry.worker) and awaited in (None, entry) and serving
-            why = mb.silence(entry, lease_s=s.lease_s, start_s=s.start_s, leased=leased, now=now)
-            if why:
-                effects.append(self._worker_state(entry, "suspected", why))
-                effects.append(KillWorker(entry.worker, entry.incarnation, why))
-                died = ev.WorkerDied(entry.worker, entry.incarnation, why, fatal=False)
-                effects += self._worker_died(died, now)
-        for server in self.servers:
+        for worker, why in self._watch.lost_workers(now):
+            effects.append(worker.changed("suspected", why))
+            effects.append(KillWorker(worker.worker, worker.incarnation, why))
+            died = ev.WorkerDied(worker.worker, worker.incarnation, why, fatal=False)
+            effects += self._worker_died(died, now)
+        for server, why in self._watch.lost_servers(now):
             if self.phase == OVER:
                 break
-            quiet = now - server.heard
-            if quiet > (s.lease_s if server.ready else s.start_s):
-                why = f"no sign of life for {quiet:.1f} s"
-                effects.append(KillServer(server.shard, server.incarnation, why))
-                died_server = ev.ServerDied(server.shard, server.incarnation, why, fatal=False)
-                effects += self._server_died(died_server, now)
+            effects += self._kill_server(server, why, now)
         return effects
 
-    def _awaited(self) -> mb.WorkerEntry | None:
-        """Of those at work, the one that stands still longest: where clocks bind, others wait."""
-        at_work = [w for w in self.workers if w.alive and self.book.holds_lease(w.worker)]
-        return min(at_work, key=lambda w: w.moved, default=None)
+    def _kill_server(self, entry: mb.ServerEntry, why: str, now: float) -> list[Effect]:
+        killed = KillServer(entry.shard, entry.incarnation, why)
+        died = ev.ServerDied(entry.shard, entry.incarnation, why, fatal=False)
+        return [killed, *self._server_died(died, now)]
 
     # --- checkpoints and the end --------------------------------------------------------------
 
     def _look_at_deadlines(self, now: float) -> list[Effect]:
         s = self.settings
-        due = now - self._last_checkpoint >= s.checkpoint_every_s
-        if due and self.phase == RUNNING and self.serving and not self.round.active:
-            return self._save(now)
+        if self.phase == RUNNING:
+            due = now - self._last_checkpoint >= s.checkpoint_every_s
+            return self._save(now) if due and self.serving and not self.round.active else []
         if self.phase == STOPPING:
-            effects: list[Effect] = []
-            late = now - self._stop_since > s.stop_s
-            for entry in self.workers:
-                if entry.alive and late:
-                    why = f"did not leave within {s.stop_s:g} s"
-                    effects.append(KillWorker(entry.worker, entry.incarnation, why))
-                    effects.append(self._worker_state(entry, "died", why))
-                    entry.state = mb.DEAD
-                    self._desk.leaves(entry.worker)
-                elif entry.alive:
-                    effects.append(Send(("worker", entry.worker), ev.StopAsked(self.reason)))
-            return effects + self._look_at_leaving(now)
-        return []
+            return self._look_at_stopping(now)
+        late = self.phase == SAVING and self.round.active and now - self.round.since > s.stop_s
+        return self._give_up_saving(now) if late else []
+
+    def _look_at_stopping(self, now: float) -> list[Effect]:
+        effects: list[Effect] = []
+        late = now - self._stop_since > self.settings.stop_s
+        for entry in self.workers:
+            if entry.alive and late:
+                why = f"did not leave within {self.settings.stop_s:g} s"
+                effects.append(KillWorker(entry.worker, entry.incarnation, why))
+                effects.append(entry.changed("died", why))
+                entry.state = mb.DEAD
+                self._desk.leaves(entry.worker)
+            elif entry.alive:
+                effects.append(Send(("worker", entry.worker), ev.StopAsked(self.reason)))
+        return effects + self._look_at_leaving(now)
 
     def _save(self, now: float) -> list[Effect]:
         self._last_checkpoint = now
         # What a dead worker left on its way must not change a shard after its last snapshot.
         floor = self.book.new_fence() if self.phase == SAVING else 0
-        asked = ev.SnapshotAsked(self.round.begin(), floor)
-        return [
-            self.outbox.command(("snapshot", i.shard), i.shard, asked, now) for i in self.servers
-        ]
+        return [*self.round.begin(self.servers, floor, now)]
 
-    def _abandon_round(self) -> None:
+    def _give_up_saving(self, now: float) -> list[Effect]:
+        late = self.round.lacking()
+        names = ", ".join(f"server {shard}" for shard in late)
+        why = f"no snapshot of {names} within {self.settings.stop_s:g} s"
+        effects: list[Effect] = [Decided(f"checkpoint {self.round.step} is given up", why)]
         self.round.abandon()
-        for server in self.servers:
-            self.outbox.forget(("snapshot", server.shard))
+        if self._saved_in_vain:
+            self.phase = OVER
+            reason = f"the last checkpoint could not be written: {why}, for the second time; "
+            return [*effects, Finished("failed", reason + "resume the run when its disk answers")]
+        self._saved_in_vain = True
+        for shard in late:
+            if self.phase == SAVING:
+                effects += self._kill_server(self.servers[shard], why, now)
+        return effects
 
     def _snapshot_answer(
         self, event: ev.SnapshotTaken | ev.SnapshotFailed, now: float
@@ -440,29 +434,27 @@ class Scheduler:
         entry = self._shard(event.shard, event.incarnation, now)
         if entry is None or event.step != self.round.step:
             return []
-        self.outbox.forget(("snapshot", event.shard))
+        self.round.answered(event.shard)
         if not self.round.active:
             return []
-        effects: list[Effect] = []
         if isinstance(event, ev.SnapshotFailed):
-            self._abandon_round()
-            effects.append(Decided(f"checkpoint {event.step} is given up", event.reason))
+            self.round.abandon()
+            given_up = Decided(f"checkpoint {event.step} is given up", event.reason)
             if self.phase != SAVING:
-                return effects
+                return [given_up]
             self.phase = OVER
             reason = f"the last checkpoint could not be written: {event.reason}"
-            return [*effects, Finished("failed", reason)]
+            return [given_up, Finished("failed", reason)]
         commit = self.round.take(event, self._state())
         if commit is None:
             return []
-        effects.append(commit)
-        if self.phase == SAVING:
-            self.phase = OVER
-            effects.append(Finished(self.outcome, self.reason))
-        return effects
+        if self.phase != SAVING:
+            return [commit]
+        self.phase = OVER
+        return [commit, Finished(self.outcome, self.reason)]
 
     def _state(self) -> dict[str, object]:
-        return {"fragments_done": self.book.fragments_done(), "restarts_used": self.restarts_used}
+        return {"fragments_done": self.book.fragments_done(), "restarts_used": self.restarts.used}
 
     def _interrupted(self, event: ev.Interrupted, now: float) -> list[Effect]:
         if self.phase in (STOPPING, SAVING):
@@ -474,9 +466,20 @@ class Scheduler:
         self.phase = STOPPING
         self._stop_since = now
         effects: list[Effect] = [Decided(f"the run stops: {outcome}", reason)]
-        alive = [entry.worker for entry in self.workers if entry.alive]
-        effects += [Send(("worker", worker), ev.StopAsked(reason)) for worker in alive]
+        for entry in self.workers:
+            if entry.alive and entry.due > now:
+                # Nobody waits until it is started, only to be told that it may leave.
+                effects.append(KillWorker(entry.worker, entry.incarnation, reason))
+                effects.append(self._leaves(entry))
+            elif entry.alive:
+                effects.append(Send(("worker", entry.worker), ev.StopAsked(reason)))
         return effects + self._look_at_leaving(now)
+
+    def _leaves(self, entry: mb.WorkerEntry) -> MemberChanged:
+        entry.state = mb.LEFT
+        self._desk.forget(entry.worker)
+        self._desk.leaves(entry.worker)
+        return entry.changed("left", self.reason)
 
     def _worker_left(self, event: ev.WorkerLeft, now: float) -> list[Effect]:
         entry = self._known(event.worker, event.incarnation)
@@ -486,10 +489,7 @@ class Scheduler:
             # A wish to stop from before the work came back has reached a worker that came after.
             died = ev.WorkerDied(entry.worker, entry.incarnation, "it left unasked", fatal=False)
             return self._worker_died(died, now)
-        entry.state = mb.LEFT
-        self._desk.forget(entry.worker)
-        self._desk.leaves(entry.worker)
-        return [self._worker_state(entry, "left", self.reason), *self._look_at_leaving(now)]
+        return [self._leaves(entry), *self._look_at_leaving(now)]
 
     def _look_at_leaving(self, now: float) -> list[Effect]:
         if self.phase != STOPPING or any(w.alive for w in self.workers):

@@ -84,7 +84,6 @@ class Server:
         if snapshot is not None:
             self.version = int(snapshot["version"])
             self.ledger = Ledger.from_state(settings.plan, snapshot["ledger"])
-        self.updates = 0
         self._clocks = ClockTable()
         self._published = 0
         self._waiting: list[ev.PullAsked] = []
@@ -159,7 +158,6 @@ class Server:
             push.fence,
             applied=verdict.accepted,
         )
-        self.updates += 1
         effects: list[Effect] = []
         if verdict.accepted:
             self.version += 1
@@ -289,6 +287,8 @@ class Server:
         return []
 
     def _snapshot(self, event: ev.SnapshotAsked, now: float) -> list[Effect]:
+        if event.incarnation != self.incarnation:
+            return []
         if event.step <= self._snapshot_step:
             # Asked again: the answer may have been lost, or is still being written. What is asked
             # late must not change a checkpoint that is complete.

@@ -2,7 +2,7 @@
 
 Each server appends a record *before* the update takes effect, so whatever another process can have
 seen is on record. From the records alone one can prove that each sample counted once
-(``invariants.Auditor``) and compute the whole run again, bit for bit (``tardygrad.replay``). A
+(``invariants.Auditor``) and compute the whole run again, bit for bit (``tardygrad.replaying``). A
 record carries the versions that the worker read on *all* shards: a step is replayable as long as
 one shard's record of it survives.
 
@@ -140,20 +140,30 @@ def surviving(records: list[Record]) -> list[Record]:
     """The APPLIED and DROPPED records that no later restoration rolled back.
 
     A snapshot holds what stood in the trace before its own record, so a restoration to ``step``
-    keeps the history up to the newest SNAPSHOT of that step; step 0 is the run's beginning.
+    goes on from the newest SNAPSHOT of that step; step 0 is the run's beginning. Snapshots of a
+    history that was rolled back stay valid: a checkpoint may become visible only after a shard has
+    gone back to the one before it.
     """
-    live: list[Record] = []
-    length_at = {0: 0}
+    # The shard's lives: each has the records that it added, and begins with so many of an earlier.
+    lives: list[list[Record]] = [[]]
+    begins: list[tuple[int, int]] = [(0, 0)]
+    snapshots = {0: (0, 0)}
     for record in records:
         if record.kind == SNAPSHOT:
-            length_at[record.seq] = len(live)
+            snapshots[record.seq] = (len(lives) - 1, len(lives[-1]))
         elif record.kind == RESTORED:
-            if record.seq not in length_at:
+            if record.seq not in snapshots:
                 raise LedgerError(
                     f"the trace restores snapshot {record.seq}, which it never recorded; "
                     "the trace is incomplete"
                 )
-            del live[length_at[record.seq] :]
+            begins.append(snapshots[record.seq])
+            lives.append([])
         elif record.kind in (APPLIED, DROPPED):
-            live.append(record)
-    return live
+            lives[-1].append(record)
+    life, length = len(lives) - 1, len(lives[-1])
+    kept = [lives[life][:length]]
+    while life > 0:
+        life, length = begins[life]
+        kept.append(lives[life][:length])
+    return [record for part in reversed(kept) for record in part]

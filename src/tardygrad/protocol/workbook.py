@@ -31,10 +31,12 @@ class _EpochBook:
 
 
 class _Fencing:
-    __slots__ = ("fence", "nexts", "waiting")
+    __slots__ = ("fence", "known", "nexts", "waiting")
 
-    def __init__(self, fence: int, shards: range) -> None:
+    def __init__(self, fence: int, shards: range, known: int) -> None:
         self.fence = fence
+        # No shard stood further than this when the lease that ended began.
+        self.known = known
         self.waiting = set(shards)
         self.nexts: dict[int, int] = {}
 
@@ -123,11 +125,13 @@ class WorkBook:
         self._unfinished.add(len(self._books))
         self._books.append(_EpochBook())
 
-    def _close_lease(self, where: Fragment) -> None:
+    def _close_lease(self, where: Fragment) -> Lease | None:
         fence = self._fence_of.pop(where, None)
-        if fence is not None:
-            lease = self.leases.pop(fence)
-            self._fences_of_worker[lease.worker].remove(fence)
+        if fence is None:
+            return None
+        lease = self.leases.pop(fence)
+        self._fences_of_worker[lease.worker].remove(fence)
+        return lease
 
     def release(self, worker: int) -> list[Fragment]:
         """End the worker's leases; returns the fragments that must be fenced."""
@@ -142,9 +146,15 @@ class WorkBook:
         return [self._begin_fencing(where) for where in held]
 
     def _begin_fencing(self, where: Fragment) -> Fragment:
-        self._close_lease(where)
-        self.fencing[where] = _Fencing(self.new_fence(), self._shards)
+        lease = self._close_lease(where)
+        known = self.plan.batches(where[1]) if lease is None else max((lease.first, *lease.cuts))
+        self.fencing[where] = _Fencing(self.new_fence(), self._shards, known)
         return where
+
+    def gained(self, where: Fragment, fence: int, next_batch: int) -> bool:
+        """Whether a shard's answer shows that something came of the lease that ended."""
+        entry = self.fencing.get(where)
+        return entry is not None and entry.fence == fence and next_batch > entry.known
 
     def fenced(self, shard: int, where: Fragment, fence: int, next_batch: int) -> bool:
         """Take in a shard's answer; True when the fragment is no longer fencing."""
@@ -181,9 +191,7 @@ class WorkBook:
         book.done.add(fragment)
         if len(book.done) == self._fragments:
             self._unfinished.discard(epoch)
-        lease = self.leases.get(self._fence_of.get((epoch, fragment), -1))
-        self._close_lease((epoch, fragment))
-        return lease
+        return self._close_lease((epoch, fragment))
 
     def newly_ended(self) -> list[int]:
         """Epochs that ended since the last call, each reported once in a run."""

@@ -19,19 +19,21 @@ of different shards do not disturb each other; commit, prune and discard are for
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import itertools
 import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar
 
-from tardygrad.errors import CheckpointError
+from tardygrad.errors import CheckpointError, StorageError
 from tardygrad.storage.atomic import (
     PathLike,
     make_directory,
@@ -49,6 +51,9 @@ _log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 _FORMAT = 1
 _STEP_DIGITS = 12
+_HEADER_LIMIT = 100_000_000  # safetensors' own
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,16 +74,20 @@ class Checkpoint:
     manifest: dict[str, Any]
     shards: tuple[ShardFile, ...]
 
-    @property
-    def size_bytes(self) -> int:
-        """The size of all shard files together."""
-        return sum(file.bytes for file in self.shards)
+
+class LoadedShard(NamedTuple):
+    """One shard of a checkpoint, read and verified; the tensors are the caller's."""
+
+    checkpoint: Checkpoint
+    tensors: dict[str, torch.Tensor]
+    metadata: dict[str, Any]
 
 
 class CheckpointStore:
     """The checkpoints of one run, in ``run_directory``/checkpoints.
 
-    ``skipped`` tells what the last ``newest_valid`` passed over: pairs of path and reason.
+    ``skipped`` tells what the last ``newest_valid`` or ``newest_shard`` passed over: pairs of path
+    and reason.
     """
 
     def __init__(self, run_directory: PathLike) -> None:
@@ -115,7 +124,13 @@ class CheckpointStore:
         on_host = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         data = save(on_host, metadata={key: json.dumps(value) for key, value in metadata.items()})
         name = _free_name(directory, shard)
-        write_bytes(directory / name, data)
+        try:
+            write_bytes(directory / name, data)
+        except StorageError:
+            # It may stand there whole, and only its name not be durable.
+            with contextlib.suppress(OSError):
+                (directory / name).unlink(missing_ok=True)
+            raise
         return ShardFile(name=name, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
     def commit(
@@ -162,24 +177,42 @@ class CheckpointStore:
         for file in checkpoint.shards:
             _verify_file(checkpoint.path / file.name, file)
 
-    def newest_valid(self, *, before: int | None = None) -> Checkpoint | None:
-        """The newest checkpoint whose every byte is right, or None if there is none.
+    def newest_valid(self) -> Checkpoint | None:
+        """The newest checkpoint whose every byte is right, or None if there is none."""
 
-        Args:
-            before: Only look at steps below this one.
+        def whole(checkpoint: Checkpoint) -> Checkpoint:
+            self.verify(checkpoint)
+            return checkpoint
+
+        return self._newest(whole)
+
+    def newest_shard(self, shard: int) -> LoadedShard | None:
+        """One shard of the newest checkpoint where *its* file is right, or None.
+
+        The other shards' files are not looked at, and its own is read once.
+
+        Raises:
+            CheckpointError: The newest checkpoint has no such shard.
         """
+
+        def load(checkpoint: Checkpoint) -> LoadedShard | Checkpoint:
+            if shard >= len(checkpoint.shards):
+                return checkpoint  # whole, but of another run: no older one helps
+            return LoadedShard(checkpoint, *self.load_shard(checkpoint, shard))
+
+        found = self._newest(load)
+        if isinstance(found, Checkpoint):
+            _shard_file(found, shard)
+        return found if isinstance(found, LoadedShard) else None
+
+    def _newest(self, take: Callable[[Checkpoint], _T]) -> _T | None:
         self.skipped = []
-        for step, directory in reversed(self._directories()):
-            if before is not None and step >= before:
-                continue
+        for _, directory in reversed(self._directories()):
             try:
-                checkpoint = _read_manifest(directory)
-                self.verify(checkpoint)
+                return take(_read_manifest(directory))
             except CheckpointError as error:
                 self.skipped.append((directory, str(error)))
                 _log.warning("checkpoint passed over: %s", error)
-                continue
-            return checkpoint
         return None
 
     def steps(self) -> list[int]:
@@ -197,21 +230,32 @@ class CheckpointStore:
         from safetensors import SafetensorError
         from safetensors.torch import load
 
-        path, data = self._shard_bytes(checkpoint, shard)
+        path, file = _shard_file(checkpoint, shard)
         try:
-            return load(data), _metadata(data)
+            data = path.read_bytes()
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        _compare(path, file, len(data), hashlib.sha256(data).hexdigest())
+        try:
+            return load(data), _metadata(io.BytesIO(data))
         except (SafetensorError, ValueError) as error:
             raise CheckpointError(f"{path} is not a readable shard file: {error}") from error
 
     def load_metadata(self, checkpoint: Checkpoint, shard: int) -> dict[str, Any]:
-        """The metadata of one shard alone; needs no torch.
+        """The metadata of one shard alone, of a checkpoint that was verified; needs no torch.
+
+        Only the beginning of the file is read, so its checksum is not looked at.
 
         Raises:
-            CheckpointError: There is no such shard, or its file is missing or damaged.
+            CheckpointError: There is no such shard, or its file is missing or unreadable.
         """
-        path, data = self._shard_bytes(checkpoint, shard)
+        path, file = _shard_file(checkpoint, shard)
         try:
-            return _metadata(data)
+            with path.open("rb") as stream:
+                _compare(path, file, os.fstat(stream.fileno()).st_size, file.sha256)
+                return _metadata(stream)
+        except OSError as error:
+            raise _unreadable(path, error) from error
         except ValueError as error:
             raise CheckpointError(f"{path} is not a readable shard file: {error}") from error
 
@@ -243,15 +287,6 @@ class CheckpointStore:
         """Delete checkpoint ``step``, finished or not, such as one for which the disk was full."""
         return _remove(self.directory(step))
 
-    def discard_newer(self, step: int) -> list[Path]:
-        """Delete everything newer than ``step``; for a run that goes on from there.
-
-        Those belong to a future that did not happen: damaged, unfinished, or passed over.  Left
-        alone they would count as the newest ones when it comes to pruning and resuming.
-        """
-        newer = [directory for number, directory in self._directories() if number > step]
-        return [directory for directory in newer if _remove(directory)]
-
     def directory(self, step: int) -> Path:
         """Where checkpoint ``step`` lies or would lie."""
         if step < 0:
@@ -268,20 +303,15 @@ class CheckpointStore:
             raise storage_error(error, self.path, "read") from error
         return sorted((int(entry.name), entry) for entry in entries if _is_step(entry.name))
 
-    def _shard_bytes(self, checkpoint: Checkpoint, shard: int) -> tuple[Path, bytes]:
-        if not 0 <= shard < len(checkpoint.shards):
-            raise CheckpointError(
-                f"{checkpoint.path} has no shard {shard}: it holds {len(checkpoint.shards)} "
-                "(was it written with another number of servers?)"
-            )
-        file = checkpoint.shards[shard]
-        path = checkpoint.path / file.name
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise _unreadable(path, error) from error
-        _compare(path, file, len(data), hashlib.sha256(data).hexdigest())
-        return path, data
+
+def _shard_file(checkpoint: Checkpoint, shard: int) -> tuple[Path, ShardFile]:
+    if not 0 <= shard < len(checkpoint.shards):
+        raise CheckpointError(
+            f"{checkpoint.path} has no shard {shard}: it holds {len(checkpoint.shards)} "
+            "(was it written with another number of servers?)"
+        )
+    file = checkpoint.shards[shard]
+    return checkpoint.path / file.name, file
 
 
 def _is_step(name: str) -> bool:
@@ -398,10 +428,12 @@ def _unreadable(path: Path, error: OSError) -> CheckpointError:
     return CheckpointError(f"{path} cannot be read: {error.strerror or error}")
 
 
-def _metadata(data: bytes) -> dict[str, Any]:
+def _metadata(stream: BinaryIO) -> dict[str, Any]:
     """The header's texts: safetensors puts a JSON object behind 8 bytes of its length."""
-    length = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + length])
+    length = int.from_bytes(stream.read(8), "little")
+    if length > _HEADER_LIMIT:
+        raise ValueError(f"its header would have {length} bytes")
+    header = json.loads(stream.read(length))
     return {key: json.loads(text) for key, text in header.get("__metadata__", {}).items()}
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
+from typing import BinaryIO
 
 from tardygrad.errors import LedgerError
 from tardygrad.protocol import trace
 from tardygrad.protocol.trace import Record
 from tardygrad.storage.atomic import short, storage_error
 
-__all__ = ["read_traces"]
+__all__ = ["read_traces", "whole_until"]
 
 _HEAD_BYTES = len(trace.file_header(0, 1))
 _REMEDY = "restore the folder from a copy of the run directory"
@@ -35,7 +37,9 @@ def read_traces(directory: Path) -> list[list[Record]]:
         found[path.name] = []
         if len(data) < _HEAD_BYTES:
             continue  # its server died before the head of the file was written
-        shard, shards, found[path.name], _ = trace.decode_file(data, short(path))
+        _, shards, _, _ = trace.decode_file(data[:_HEAD_BYTES], short(path))
+        end = whole_until(io.BytesIO(data), len(data), shards)
+        shard, _, found[path.name], _ = trace.decode_file(data[:end], short(path))
         if path.name != _name(shard):
             raise LedgerError(f"{short(path)} holds the trace of shard {shard}; {_REMEDY}")
     if not shards:
@@ -49,6 +53,22 @@ def read_traces(directory: Path) -> list[list[Record]]:
         what = "lacks" if wrong[0] in expected else f"is of {shards} shards and should not have"
         raise LedgerError(f"{short(directory)} {what} {', '.join(wrong)}; {_REMEDY}")
     return [found[name] for name in expected]
+
+
+def whole_until(file: BinaryIO, size: int, shards: int) -> int:
+    """Where the last whole record of a trace file of ``size`` bytes ends.
+
+    A server that died while it wrote may have left part of a record, and a machine that lost power
+    any number of records of the right size that never reached the disk.
+    """
+    head, record = trace.file_header(0, shards), trace.record_size(shards)
+    end = size - (size - len(head)) % record
+    while end > len(head):
+        file.seek(end - record)
+        if trace.decode_file(head + file.read(record), "")[2]:
+            break
+        end -= record
+    return end
 
 
 def _name(shard: int) -> str:

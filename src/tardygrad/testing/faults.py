@@ -10,8 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from typing import Any
+from typing import Any, Literal
 
+import torch
+from torch import nn
+
+from tardygrad.config import Duration, merge
+from tardygrad.data.sources import ArraySource
 from tardygrad.engines.base import Job
 from tardygrad.testing.simulation import (
     MemoryStore,
@@ -19,9 +24,14 @@ from tardygrad.testing.simulation import (
     Stop,
     counting_job,
     null_job,
+    torch_job,
 )
 
 BATCH = 4
+TORCH_EVERY = 40
+"""Of so many schedules one has a torch model, if its run is short."""
+_TORCH_SAMPLES = 160
+_FEATURES = 6
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,7 +44,9 @@ class Schedule:
         settings: keys of the configuration, faults included.
         stops: interruptions and power cuts, one a stretch.
         failing: which writes of the store fail.
-        counts: the parameters count samples; otherwise nothing is computed.
+        model: ``null`` computes nothing; the parameters of ``counting`` count samples; ``torch`` is
+            a small network with batch normalisation and dropout.
+        disk: how long snapshots and manifests take until they are there.
     """
 
     seed: int
@@ -42,17 +54,26 @@ class Schedule:
     settings: dict[str, Any]
     stops: tuple[Stop, ...]
     failing: frozenset[int]
-    counts: bool
+    model: Literal["null", "counting", "torch"]
+    disk: Duration
 
     def job(self) -> Job:
         """The job to run."""
-        make = counting_job if self.counts else null_job
+        if self.model == "torch":
+            generator = torch.Generator().manual_seed(self.seed)
+            inputs = torch.randn(self.samples, _FEATURES, generator=generator)
+            return torch_job(
+                _network, ArraySource(inputs, inputs[:, :3].argmax(dim=1)), **self.settings
+            )
+        make = counting_job if self.model == "counting" else null_job
         return make(samples=self.samples, **self.settings)
 
     def cluster(self, **options: Any) -> SimulatedCluster:
         """The cluster to run it on; ``options`` go to ``SimulatedCluster``."""
         store = MemoryStore(self.failing)
-        return SimulatedCluster(self.job(), store=store, stops=self.stops, **options)
+        return SimulatedCluster(
+            self.job(), store=store, stops=self.stops, disk=self.disk, **options
+        )
 
 
 def random_schedule(seed: int) -> Schedule:
@@ -90,13 +111,40 @@ def random_schedule(seed: int) -> Schedule:
             "faults": _faults(rng, theme, workers, servers, 1.5 * nominal_s + 0.2, lease_s),
         },
     }
-    return Schedule(
+    schedule = Schedule(
         seed=seed,
         samples=batches * BATCH - rng.randrange(BATCH),
         settings=settings,
         stops=_stops(rng, nominal_s) if theme == "stop and go" else (),
         failing=_failing_writes(rng),
-        counts=plain and rng.random() < 0.3,
+        model="counting" if plain and rng.random() < 0.3 else "null",
+        disk=Duration(mean_s=0.0),
+    )
+    return _with_more(schedule, random.Random(f"more of {seed}"))
+
+
+def _with_more(schedule: Schedule, rng: random.Random) -> Schedule:
+    # From a stream of its own: what is drawn here moves nothing that was drawn before.
+    mean_s = rng.choice((0.0, 0.01, 0.1, 0.5))
+    disk = Duration(distribution="uniform", mean_s=mean_s, spread=mean_s)
+    schedule = dataclasses.replace(schedule, disk=disk)
+    if schedule.seed % TORCH_EVERY or schedule.samples > _TORCH_SAMPLES:
+        return schedule
+    adam = {"class": "Adam", "arguments": {"lr": 0.01}}
+    momentum = {"class": "SGD", "arguments": {"lr": 0.05, "momentum": 0.9}}
+    method = {"mixing": rng.choice((1.0, 0.5)), "optimizer": rng.choice((adam, momentum))}
+    return dataclasses.replace(
+        schedule,
+        # Batches of one sample have no variance.
+        samples=schedule.samples + (schedule.samples % BATCH == 1),
+        settings=merge(schedule.settings, {"method": method, "threads": 1}),
+        model="torch",
+    )
+
+
+def _network() -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(_FEATURES, 9), nn.BatchNorm1d(9), nn.Dropout(0.2), nn.Linear(9, 3)
     )
 
 

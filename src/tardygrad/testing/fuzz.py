@@ -17,8 +17,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from tardygrad.errors import TardygradError
+import torch
+
+from tardygrad.engines.base import RunEnd
+from tardygrad.engines.shard_host import digest
+from tardygrad.errors import InvariantViolation, TardygradError
+from tardygrad.replaying import replay_traces
 from tardygrad.testing.faults import random_schedule
+from tardygrad.testing.simulation import SimulatedCluster
+
+_REPLAY_EVERY = 5
+"""Of the schedules whose model only counts, so many are replayed; all of those with a real one."""
 
 
 class Result(NamedTuple):
@@ -32,15 +41,38 @@ class Result(NamedTuple):
 
 def run_schedule(seed: int, log: Callable[[str], None] | None = None) -> Result:
     """Simulate the schedule of a seed and check everything."""
-    cluster = random_schedule(seed).cluster(log=log)
+    schedule = random_schedule(seed)
+    cluster = schedule.cluster(log=log)
     try:
         end = cluster.run()
         cluster.check(end)
+        counts = schedule.model == "counting" and seed % _REPLAY_EVERY == 0
+        if end.outcome == "done" and (schedule.model == "torch" or counts):
+            check_replay(cluster, end)
     except TardygradError as error:
         return Result(seed, "broken", cluster.events, f"{type(error).__name__}: {error}")
     except Exception:  # a machine that raises anything else is broken too
         return Result(seed, "broken", cluster.events, traceback.format_exc())
     return Result(seed, end.outcome, cluster.events, "")
+
+
+def check_replay(cluster: SimulatedCluster, end: RunEnd) -> None:
+    """Compute the run again from its traces alone; through failures and stops it is the same.
+
+    Raises:
+        InvariantViolation: it is not.
+    """
+    threads = torch.get_num_threads()
+    # As in the run: sums depend on the number of threads to the bit.
+    torch.set_num_threads(cluster.job.config.threads)
+    try:
+        found = digest([replay_traces(cluster.job, cluster.history.records)])
+    finally:
+        torch.set_num_threads(threads)
+    if found != end.figures["digest"]:
+        raise InvariantViolation(
+            f"a replay of the traces ends with {found}, the run with {end.figures['digest']}"
+        )
 
 
 def run_schedules(seeds: range, jobs: int = 1) -> Iterator[Result]:

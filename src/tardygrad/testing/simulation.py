@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import nn
 
-from tardygrad.config import RunConfig, merge
+from tardygrad.config import Duration, RunConfig, merge
 from tardygrad.data.fragments import FragmentPlan
 from tardygrad.data.sources import ArraySource, Source
 from tardygrad.engines.base import Job, RunEnd, Snapshot, Tensors
@@ -47,6 +47,8 @@ __all__ = [
     "resumed",
     "torch_job",
 ]
+
+_INSTANT = Duration(mean_s=0.0)
 
 # --- jobs -------------------------------------------------------------------------------------
 
@@ -127,13 +129,23 @@ def torch_job(
     return make_job(build_adapter, train, samples=len(train), test=test, **settings)
 
 
-def resumed(job: Job, store: MemoryStore) -> Job:
-    """The job that goes on from the store's newest checkpoint."""
+def resumed(job: Job, store: MemoryStore, *, told: int = 0) -> Job:
+    """The job that goes on from the store's newest checkpoint.
+
+    Args:
+        job: the one that was stopped.
+        store: what it kept.
+        told: the last epoch of which it said that it has ended. What is told of epochs that the
+            checkpoint does not have is told again.
+    """
+    ledgers = store.ledgers(job.plan)
+    complete = min((ledger.epochs_complete for ledger in ledgers), default=0)
     return dataclasses.replace(
         job,
         generation=job.generation + 1,
         first_step=max(store.last_step + 1, job.first_step),
-        epochs_reported=store.epochs_complete(job.plan),
+        epochs_reported=min(complete, told),
+        consumed_before=min((ledger.consumed for ledger in ledgers), default=0),
     )
 
 
@@ -199,15 +211,12 @@ class MemoryStore:
             return None
         return copy.deepcopy(self._files[(max(self.checkpoints), shard)])
 
-    def epochs_complete(self, plan: FragmentPlan) -> int:
-        """How many epochs are whole on every shard in the newest checkpoint."""
-        shards = [
-            self.newest(shard)
-            for step, shard in self._files
-            if step == max(self.checkpoints, default=0)
-        ]
-        ledgers = [Ledger.from_state(plan, s.state["ledger"]) for s in shards if s is not None]
-        return min((len(ledger.complete()) for ledger in ledgers), default=0)
+    def ledgers(self, plan: FragmentPlan) -> list[Ledger]:
+        """The ledgers of all shards in the newest checkpoint; none without one."""
+        newest = max(self.checkpoints, default=0)
+        shards = sorted(shard for step, shard in self._files if step == newest)
+        states = [self._files[(newest, shard)].state["ledger"] for shard in shards]
+        return [Ledger.from_state(plan, state) for state in states]
 
 
 class PowerCut(Exception):
@@ -276,6 +285,7 @@ class SimulatedCluster:
         stops: the run is stopped then (one stop a stretch) and resumed from its checkpoint.
         start_s: after so many virtual seconds a process that does not come up counts as dead.
         linger_s: the world goes on for so long after the end, to see that nothing happens any more.
+        disk: virtual seconds that each snapshot and each manifest takes until it is there.
         log: is handed every event of the history as a line of text.
     """
 
@@ -287,6 +297,7 @@ class SimulatedCluster:
         stops: Sequence[Stop] = (),
         start_s: float = 5.0,
         linger_s: float = 1.0,
+        disk: Duration = _INSTANT,
         log: Callable[[str], None] | None = None,
     ) -> None:
         self.job = job
@@ -298,6 +309,7 @@ class SimulatedCluster:
         self._stops = list(stops)
         self._start_s = start_s
         self._linger_s = linger_s
+        self._disk = disk
 
     def run(self) -> RunEnd:
         """Run, resuming as often as it is stopped, until the run is done or has failed.
@@ -310,10 +322,13 @@ class SimulatedCluster:
             end = self._stretch(stop)
             if end is not None and end.outcome != "preempted":
                 return end
-            self.job = resumed(self.job, self.store)
+            epochs = [e["epoch"] for o in self.observers for e in o.of("epoch")]
+            self.job = resumed(self.job, self.store, told=max(epochs, default=0))
 
     def _stretch(self, stop: Stop | None) -> RunEnd | None:
-        engine = InlineEngine(self.history, start_s=self._start_s, linger_s=self._linger_s)
+        engine = InlineEngine(
+            self.history, start_s=self._start_s, linger_s=self._linger_s, disk=self._disk
+        )
         observer = SilentObserver(lambda: engine.now, stop)
         self.observers.append(observer)
         self.history.begins(self.job)

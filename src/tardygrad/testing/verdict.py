@@ -75,7 +75,7 @@ def _explain(job: Job, now: float, change: ef.MemberChanged) -> None:
         or (f.kind in ("loss", "delay") and f.target in (None, name))
     ]
     lossy = any(f.kind in ("loss", "delay") and f.rate >= 0.1 for f in faults)
-    silent = change.reason.startswith("no sign of life") and silencing
+    silent = change.reason.startswith(("no sign of life", "not ready")) and silencing
     slowed = _product([f for f in faults if f.kind == "slow" and f.target == name])
     stuck = change.reason.startswith("no progress") and (lossy or slowed > 10)
     if not silent and not stuck:
@@ -93,6 +93,8 @@ def _explain_failure(job: Job, stretch: Stretch, reason: str) -> None:
         enough = stretch.deaths("worker") >= restarts + workers
     elif "died in a row" in reason:
         enough = stretch.deaths("worker") > workers + 2
+    elif "no snapshot of" in reason:
+        enough = any(f.kind in ("loss", "delay") for f in job.config.simulation.faults)
     else:
         enough = reason.startswith("the last checkpoint could not be written")
     if not enough:

@@ -1,0 +1,113 @@
+"""The watch: whose silence, and whose standing still, means death.
+
+Theory of operation. Signs of life come from a thread of its own, so they prove that a process is
+there, not that it does anything. Therefore two clocks are kept for each member: when it was last
+*heard*, and when it last *moved*. Limits that nobody can know beforehand are learned (how long a
+worker's steps take) or grow with each death in a row (how long it takes to build a model), so that
+what is merely slow gets through in the end.
+
+Nothing means anything if the scheduler itself was stopped: then all is forgiven.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from tardygrad.protocol.membership import READY, STARTING, ServerEntry, WorkerEntry
+from tardygrad.protocol.outbox import Outbox
+from tardygrad.protocol.workbook import WorkBook
+
+
+class Watch:
+    """A part of the scheduler, which alone uses it.
+
+    Args:
+        workers: the scheduler's entries.
+        servers: the same.
+        book: who holds a lease.
+        outbox: what servers have not answered.
+        lease_s: a sign of life must come within so many seconds.
+        start_s: a process must be ready within so many seconds.
+        uses_clocks: whether workers may have to wait for each other.
+    """
+
+    def __init__(
+        self, workers: Sequence[WorkerEntry], servers: Sequence[ServerEntry], book: WorkBook,
+        outbox: Outbox, *, lease_s: float, start_s: float, uses_clocks: bool,
+    ) -> None:  # fmt: skip
+        self._workers, self._servers = workers, servers
+        self._book, self._outbox = book, outbox
+        self._lease_s, self._start_s = lease_s, start_s
+        self._uses_clocks = uses_clocks
+        self._last_look = 0.0
+
+    def begin(self, now: float) -> None:
+        """The run begins."""
+        self._last_look = now
+        for server in self._servers:
+            server.spoke(now)
+
+    def paused(self, now: float) -> float:
+        """For how long this machine slept or was stopped, if so: then all silence is forgiven."""
+        pause = now - self._last_look
+        self._last_look = now
+        if pause <= self._lease_s / 2:
+            return 0.0
+        for worker in self._workers:
+            worker.heard = worker.moved = now
+            worker.due += pause
+        for server in self._servers:
+            server.spoke(now)
+        return pause
+
+    def lost_workers(self, now: float) -> Iterator[tuple[WorkerEntry, str]]:
+        """The workers that must be taken for dead, and why."""
+        # While a server is missing nobody can move.
+        serving = all(s.ready for s in self._servers)
+        awaited = self._awaited() if self._uses_clocks else None
+        for entry in self._workers:
+            if entry.alive:
+                may_move = serving and awaited in (None, entry)
+                why = self._silence(entry, now, may_move and self._book.holds_lease(entry.worker))
+                if why:
+                    yield entry, why
+
+    def lost_servers(self, now: float) -> Iterator[tuple[ServerEntry, str]]:
+        """The servers that must be taken for dead, and why."""
+        for entry in self._servers:
+            quiet, still = now - entry.heard, now - entry.moved
+            allowed = self._lease_s if entry.ready else self._start_s
+            if quiet > allowed:
+                yield entry, f"no sign of life for {quiet:.1f} s (allowed: {allowed:g} s)"
+            elif entry.ready and still > self._start_s:
+                asked = self._outbox.oldest(entry.shard)
+                if asked is not None and now - asked > self._start_s:
+                    yield entry, f"no answer for {now - asked:.1f} s (allowed: {self._start_s:g} s)"
+
+    def _awaited(self) -> WorkerEntry | None:
+        """Of those at work, the one that stands still longest: where clocks bind, others wait."""
+        at_work = [w for w in self._workers if w.alive and self._book.holds_lease(w.worker)]
+        return min(at_work, key=lambda w: w.moved, default=None)
+
+    def _silence(self, entry: WorkerEntry, now: float, leased: bool) -> str:
+        # A death may have been for want of patience: the next process in the slot gets more.
+        patience = self._start_s * 2.0 ** min(entry.deaths, 4)
+        if entry.state == STARTING:
+            age = now - entry.due
+            return (
+                f"not ready after {age:.1f} s (allowed: {patience:g} s)" if age > patience else ""
+            )
+        quiet = now - entry.heard
+        if quiet > self._lease_s:
+            return f"no sign of life for {quiet:.1f} s (allowed: {self._lease_s:g} s)"
+        if entry.state != READY or not leased:
+            return ""
+        # Twenty of its slowest steps. Before the first one nothing is known but the others' steps,
+        # for which it may have to wait.
+        allowed = max(10 * self._lease_s, 20 * entry.slowest_s)
+        if entry.steps <= 0:
+            allowed = max(allowed, patience, 20 * max(w.slowest_s for w in self._workers))
+        still = now - entry.moved
+        return (
+            f"no progress for {still:.1f} s (allowed: {allowed:.1f} s)" if still > allowed else ""
+        )
