@@ -49,9 +49,13 @@ class InlineEngine:
     """
 
     def __init__(
-        self, watcher: Watcher | None = None, *, start_s: float | None = None, linger_s: float = 0.0,
+        self,
+        watcher: Watcher | None = None,
+        *,
+        start_s: float | None = None,
+        linger_s: float = 0.0,
         disk: Duration = _INSTANT,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.watcher = watcher
         self.start_s = start_s
         self.linger_s = linger_s

@@ -467,7 +467,7 @@ class Scheduler:
         self._stop_since = now
         effects: list[Effect] = [Decided(f"the run stops: {outcome}", reason)]
         for entry in self.workers:
-            if entry.alive and entry.due > now:
+            if entry.state == mb.STARTING and entry.due > now:
                 # Nobody waits until it is started, only to be told that it may leave.
                 effects.append(KillWorker(entry.worker, entry.incarnation, reason))
                 effects.append(self._leaves(entry))
