@@ -32,6 +32,9 @@ class RunObserver:
         record = self._recorder.emit(event, **fields)
         if event in ("epoch", "evaluate", "run_end"):
             self.history.append(record)
+        if event == "member":
+            who = f"{fields['kind']} {fields['id']} {fields['state']}"
+            self.decided(who, fields["reason"] or f"incarnation {fields['incarnation']}")
         self._callbacks.tell(record)
 
     def decided(self, decision: str, reason: str) -> None:

@@ -78,6 +78,8 @@ class Result:
         model: the trained module, on the CPU, with averaged buffers, in evaluation mode.
         run_directory: where everything is.
         curves: the picture of the run, or None if the extra ``report`` is not installed.
+        history: the epoch, evaluate and run_end events of this stretch, in order.
+        start: the fields of its ``run_start`` event.
     """
 
     outcome: str
@@ -88,6 +90,7 @@ class Result:
     run_directory: Path
     curves: Path | None
     history: list[dict[str, Any]] = field(default_factory=list, repr=False)
+    start: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def exit_code(self) -> int:
@@ -296,20 +299,21 @@ class _Stage:
         engine = _engine(config.engine)
         clock: Callable[[], float] = time.monotonic
         if config.engine == "inline":
-            clock = engine.clock  # type: ignore[attr-defined]  # virtual time, this engine's own
+            clock = lambda: engine.now  # type: ignore[attr-defined]  # noqa: E731  # its virtual time
         origin = None if config.engine == "inline" else self.started
         with Recorder(log, self._views(generation), clock, origin=origin) as recorder:
             observer = RunObserver(recorder, self.directory.events_log, self.callbacks)
             for reason in store.skipped():
                 observer.decided("a checkpoint is passed over", reason)
-            observer.emit("run_start", **self._start_fields(job))
+            start = self._start_fields(job)
+            observer.emit("run_start", **start)
             self.callbacks.begin()
             with stopped_by_signals(observer):
                 end = self._run_engine(engine, job, observer, store)
                 summary = self._summary(end, observer)
             observer.emit("run_end", **summary)
         self.directory.finish(end.outcome)  # type: ignore[arg-type]  # one of its three words
-        return self._result(end, summary, observer)
+        return self._result(end, start, summary, observer)
 
     def _run_engine(
         self, engine: Engine, job: Job, observer: RunObserver, store: DirectoryStore
@@ -342,6 +346,7 @@ class _Stage:
             "run": self.directory.record.run,
             "name": config.name,
             "incarnation": job.generation,
+            "samples": job.consumed_before,
             "workers": config.workers,
             "servers": config.servers,
             "epochs": config.epochs,
@@ -425,7 +430,9 @@ class _Stage:
         self.adapter.load(end.parameters[:size])
         self.adapter.load_buffers(end.parameters[size:])
 
-    def _result(self, end: RunEnd, summary: dict[str, Any], observer: RunObserver) -> Result:
+    def _result(
+        self, end: RunEnd, start: dict[str, Any], summary: dict[str, Any], observer: RunObserver
+    ) -> Result:
         self._load(end)
         self.adapter.module.eval().cpu()
         curves: Path | None = None
@@ -443,6 +450,7 @@ class _Stage:
             run_directory=self.directory.path,
             curves=curves,
             history=observer.history,
+            start=start,
         )
 
 

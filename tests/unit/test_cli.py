@@ -57,6 +57,7 @@ class Result:
     exit_code: int = 0
     summary: dict[str, Any] = field(default_factory=dict)
     curves: Path | None = None
+    start: dict[str, Any] = field(default_factory=dict)
 
 
 BOOKS = Audit(

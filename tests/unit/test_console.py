@@ -156,7 +156,7 @@ def test_plain_lines_tell_the_run_from_start_to_end() -> None:
         "5 epochs of 60,000 samples, batch 64, seed 7"
     )
     assert died == "[    12.0 s] worker 1 died: killed by SIGKILL"
-    assert evaluated == "[    13.0 s] evaluation after epoch 1: loss 0.0831, accuracy 97.41 %"
+    assert evaluated == "[    13.0 s] test after epoch 1: accuracy 97.41 %, loss 0.0831"
     assert end == (
         "[    60.0 s] done; loss 0.0312; accuracy 98.71 %; 300,000 samples; "
         "0:58 of training at 5,172 samples/s; mean staleness 2.01; ledger exact"
@@ -209,7 +209,7 @@ def test_the_panel_shows_run_figures_workers_and_events() -> None:
         "samples/s 5,172",
         "staleness 2.02 (p99 5, max 9)",
         "0:12  worker 1 died: killed by SIGKILL",
-        "0:13  evaluation after epoch 1: loss 0.0831, accuracy 97.41 %",
+        "0:13  test after epoch 1: accuracy 97.41 %, loss 0.0831",
     ):
         assert part in text
     rows = {line.split()[1]: line.split() for line in text.splitlines() if " 15 %" in line}
@@ -323,7 +323,7 @@ def test_the_final_evaluation_names_its_samples_and_a_checkpoint_its_size() -> N
     final = {**EVALUATED, "epoch": 3, "samples": 219040, "final": True}
     told = wording.notice(final)
     assert told is not None
-    assert told.text == "final evaluation after 219,040 samples: loss 0.0831, accuracy 97.41 %"
+    assert told.text == "final test after 219,040 samples: accuracy 97.41 %, loss 0.0831"
     told = wording.notice({"event": "checkpoint", "step": 1, "bytes": 4.8e6, "seconds": 0.004})
     assert told is not None
     assert told.text == "checkpoint 1: 4.8 MB"

@@ -49,7 +49,9 @@ def _as_json(audit: Audit) -> str:
 def _as_table(audit: Audit) -> str:
     lines = ["".join(f"{name:>10}" for name in _COLUMNS)]
     for row in audit.rows:
-        numbers = "".join(f"{getattr(row, name):>10}" for name in _COLUMNS)
+        # What an epoch under way lacks is to come, and not missing.
+        shown = row if row.complete else row._replace(missing=0)
+        numbers = "".join(f"{getattr(shown, name):>10}" for name in _COLUMNS)
         lines.append(f"{numbers}  {_remark(row)}".rstrip())
     return "\n".join([*lines, audit.verdict()])
 
@@ -57,4 +59,4 @@ def _as_table(audit: Audit) -> str:
 def _remark(row: Row) -> str:
     if row.twice or (row.complete and row.missing):
         return "<- not exact"
-    return "" if row.complete else "under way"
+    return "" if row.complete else f"under way, {row.missing} to come"

@@ -18,7 +18,7 @@ def summarize(result: Result) -> list[str]:
     summary, run = result.summary, result.run_directory
     reason = summary.get("reason")
     head = f"{result.outcome}: {reason}" if reason else result.outcome
-    lines = ["", f"{head}, after {wording.duration(summary.get('seconds'))} of training"]
+    lines = ["", f"{head}, after {wording.duration(summary.get('seconds'))} of {_kind(result)}"]
     lines += [f"  {name:<15}{value}" for name, value in _figures(summary)]
     lines.append(f"  {'ledger':<15}{_verdict_of(run)}")
     if result.curves is not None:
@@ -31,6 +31,13 @@ def summarize(result: Result) -> list[str]:
         lines.append(f"  tardygrad ledger {run}   proves that every sample counted once")
         lines.append(f"  tardygrad replay {run}   repeats the run, bit for bit")
     return lines
+
+
+def _kind(result: Result) -> str:
+    """What the seconds and the speed are of."""
+    start = result.start
+    kind = "simulated training (virtual time)" if start.get("engine") == "inline" else "training"
+    return f"{kind} since it was resumed" if start.get("incarnation") else kind
 
 
 def _figures(summary: Mapping[str, Any]) -> list[tuple[str, str]]:

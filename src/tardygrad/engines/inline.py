@@ -61,11 +61,12 @@ class InlineEngine:
         self.linger_s = linger_s
         self.disk = disk
         self.events = 0
-        self.now = 0.0
+        self._world: _Simulation | None = None
 
-    def clock(self) -> float:
+    @property
+    def now(self) -> float:
         """Virtual seconds since the simulation began."""
-        return self.now
+        return 0.0 if self._world is None else self._world.now
 
     def run(self, job: Job, observer: Observer, store: SnapshotStore) -> RunEnd:
         """Simulate until the run ends.
@@ -77,7 +78,8 @@ class InlineEngine:
         # As in a worker of its own: sums depend on the number of threads to the bit.
         torch.set_num_threads(job.config.threads)
         try:
-            return _Simulation(self, job, observer, store).run()
+            self._world = _Simulation(self, job, observer, store)
+            return self._world.run()
         finally:
             torch.set_num_threads(threads)
 
@@ -136,7 +138,7 @@ class _Simulation(World):
             if not heap or heap[0][0] > limit:
                 raise self._endless()
             self.step()
-        self.engine.now = end = self.now
+        end = self.now
         self.disks.finish()
         while heap and heap[0][0] <= end + self.engine.linger_s:
             self.step()
@@ -171,7 +173,6 @@ class _Simulation(World):
             table[type(effect)](effect, source)
 
     def tick(self) -> None:
-        self.engine.now = self.now
         self.later(self.job.tick_s, ("clock", 0), ev.Tick())
         reason = self.observer.interrupted()
         if reason:

@@ -12,8 +12,8 @@ run goes on from there).  Epochs count from 1 here, as people do.
 ==========  =======================================================================================
 event       fields
 ==========  =======================================================================================
-run_start   run, name, incarnation, workers, servers, epochs, samples_per_epoch, batch_size, method,
-            engine, seed
+run_start   run, name, incarnation, samples, workers, servers, epochs, samples_per_epoch,
+            batch_size, method, engine, seed
 member      kind (worker, server), id, incarnation, state (started, ready, died, suspected,
             put_aside, left), reason
 progress    about every 0.5 s: epoch (1.37 = 37 % into the second), samples (applied in the run so

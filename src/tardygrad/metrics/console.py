@@ -123,7 +123,6 @@ def choose(quiet: bool, stream: TextIO) -> View:
 
 def _start(event: Mapping[str, Any]) -> str:
     name = event.get("name") or event.get("run") or "run"
-    incarnation = event.get("incarnation") or 0
     parts = [
         f"{name}: {wording.method(event.get('method'))} on engine {event.get('engine', '?')}",
         wording.plural(event.get("workers"), "worker"),
@@ -133,7 +132,7 @@ def _start(event: Mapping[str, Any]) -> str:
         f"batch {event.get('batch_size', '?')}",
         f"seed {event.get('seed', '?')}",
     ]
-    return ("resumed: " if incarnation else "") + ", ".join(parts)
+    return wording.resumed(event) + ", ".join(parts)
 
 
 def _seconds(event: Mapping[str, Any]) -> float:

@@ -219,12 +219,13 @@ class LiveView:
                 wording.plural(start.get("servers"), "server"),
             )
             title.append("".join(f" · {fact}" for fact in facts), style="not bold dim")
+            title.append(f" · {wording.resumed(start)}".rstrip(": ·"), style="not bold")
         return title
 
     def _progress_line(self) -> RenderableType:
         shown = self._shown
         epochs = shown.start.get("epochs") or 0
-        epoch = shown.progress.get("epoch") or 0.0
+        epoch = shown.progress.get("epoch") or _begun(shown.start)
         if shown.end.get("outcome") == "done":
             epoch = max(epoch, epochs)
         current = min(int(epoch) + 1, epochs) if epochs else int(epoch) + 1
@@ -250,7 +251,7 @@ class LiveView:
         stale = f"{wording.number(staleness.get('mean'), '.2f')}"
         extremes = ("p99", "max") if self._wide() else ("max",)
         tail = ", ".join(f"{name} {wording.number(staleness.get(name), 'g')}" for name in extremes)
-        figures = [_labelled("loss", wording.loss(shown.loss))]
+        figures = [_labelled("train loss", wording.loss(shown.loss))]
         for name, value in list(wording.metrics(shown.evaluated).items())[:2]:
             figures.append(_labelled(name, wording.metric(name, value)))
         if not shown.evaluated:
@@ -311,6 +312,11 @@ class LiveView:
         if done <= 0 or took_s <= 0:
             return None
         return float(max(epochs * per_epoch - last.samples, 0.0) * took_s / done)
+
+
+def _begun(start: Mapping[str, Any]) -> float:
+    """Epochs that were done when the run was resumed."""
+    return float(start.get("samples") or 0) / (start.get("samples_per_epoch") or 1)
 
 
 def _labelled(label: str, value: str) -> Text:

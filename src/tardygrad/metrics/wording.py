@@ -106,6 +106,15 @@ def restarts(incarnation: Any) -> int:
     return incarnation % 1024 if isinstance(incarnation, int) else 0
 
 
+def resumed(start: Mapping[str, Any]) -> str:
+    """Where a resumed run goes on, as the beginning of a line; nothing for a new run."""
+    if not start.get("incarnation"):
+        return ""
+    if start.get("samples"):
+        return f"resumed at {number(start['samples'], ',')} samples: "
+    return "begun again, since there was no checkpoint yet: "
+
+
 def notice(event: Mapping[str, Any]) -> Notice | None:
     """What an event says if it is notable; None for those that are routine."""
     describe = {
@@ -146,11 +155,11 @@ def _epoch(event: Mapping[str, Any]) -> Notice:
 
 
 def _evaluate(event: Mapping[str, Any]) -> Notice:
-    values = [f"loss {loss(event.get('loss'))}"]
-    values += [f"{name} {metric(name, value)}" for name, value in metrics(event).items()]
-    what = f"evaluation after epoch {event.get('epoch', '?')}"
+    values = [f"{name} {metric(name, value)}" for name, value in metrics(event).items()]
+    values.append(f"loss {loss(event.get('loss'))}")
+    what = f"test after epoch {event.get('epoch', '?')}"
     if event.get("final"):  # of a run that was stopped it lies within an epoch
-        what = f"final evaluation after {number(event.get('samples'), ',')} samples"
+        what = f"final test after {number(event.get('samples'), ',')} samples"
     return Notice(f"{what}: {', '.join(values)}", "good")
 
 

@@ -138,7 +138,10 @@ def main(argv: list[str] | None = None) -> int:
         if result.problem:
             print(describe(result), flush=True)
     seconds = time.perf_counter() - started
-    total = ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items()))
+    # A run may end as failed: with no worker left and no restart, say. Only "broken" is a fault.
+    words = {"failed": "ended as failed, as they had to"}
+    counts = sorted(outcomes.items())
+    total = ", ".join(f"{count} {words.get(outcome, outcome)}" for outcome, count in counts)
     print(f"{sum(outcomes.values())} schedules: {total}; {events} events in {seconds:.1f} s")
     return 1 if "broken" in outcomes else 0
 
