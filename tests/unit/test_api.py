@@ -12,6 +12,7 @@ import tardygrad
 from tardygrad import auditing
 from tardygrad.api import _method, _recipe
 from tardygrad.errors import CheckpointError, ModelError, TrainingFailed, UsageError
+from tardygrad.metrics import wording
 from tardygrad.metrics.sink import read
 from tardygrad.storage.run_directory import RunDirectory
 
@@ -53,6 +54,15 @@ def test_a_simulation_computes_as_its_replay_does(tmp_path: Path) -> None:
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_simulated_death_is_told_when_it_happens_and_why(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    crash = {"kind": "crash", "target": "worker-1", "at_s": 0.061}
+    simulate(run, failure={"backoff_s": 0.02}, simulation={"faults": [crash]})
+    (died,) = [e for e in read(run / "metrics.jsonl") if e.get("state") == "died"]
+    assert 0.061 <= died["time_s"] < 0.07
+    assert "worker 1 died\tkilled by the fault plan" in (run / "events.log").read_text()
 
 
 # --- arguments --------------------------------------------------------------------------------
@@ -128,6 +138,8 @@ def test_a_finished_run_goes_on_with_more_epochs(tmp_path: Path) -> None:
     tardygrad.resume(run, quiet=True, epochs=4)
     told = [e["epoch"] for e in read(run / "metrics.jsonl") if e["event"] == "epoch"]
     assert told == [1, 2, 3, 4]
+    starts = [e for e in read(run / "metrics.jsonl") if e["event"] == "run_start"]
+    assert [wording.resumed(start) for start in starts] == ["", "resumed at 192 samples: "]
 
 
 def test_objects_that_cannot_be_loaded_are_told(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ SUMMARY = "run a configuration in virtual time"
 
 EXAMPLES = (
     ("tardygrad simulate blobs", "a second long"),
-    ("tardygrad simulate blobs --set workers=100", "a hundred workers on one core"),
+    ("tardygrad simulate blobs --set workers=20", "twenty workers on one core"),
     ("tardygrad simulate blobs --set 'simulation.compute=[0.02, 0.02, 0.02, 0.1]'", "one slow"),
     (
         "tardygrad simulate blobs --set 'simulation.faults=[{kind: crash, target: worker-1}]'",
