@@ -296,10 +296,7 @@ class _Stage:
         )
         job = _placed(self.job, self.directory, store, generation)
         log = MetricsLog(self.directory.metrics_jsonl)
-        engine = _engine(config.engine)
-        clock: Callable[[], float] = time.monotonic
-        if config.engine == "inline":
-            clock = lambda: engine.now  # type: ignore[attr-defined]  # noqa: E731  # its virtual time
+        engine, clock = _engine(config.engine)
         origin = None if config.engine == "inline" else self.started
         with Recorder(log, self._views(generation), clock, origin=origin) as recorder:
             observer = RunObserver(recorder, self.directory.events_log, self.callbacks)
@@ -454,14 +451,16 @@ class _Stage:
         )
 
 
-def _engine(name: str) -> Engine:
+def _engine(name: str) -> tuple[Engine, Callable[[], float]]:
+    """The engine and the clock that its run goes by."""
     if name == "inline":
         from tardygrad.engines.inline import InlineEngine
 
-        return InlineEngine()
+        simulator = InlineEngine()
+        return simulator, lambda: simulator.now
     from tardygrad.engines.processes import ProcessesEngine
 
-    return ProcessesEngine()
+    return ProcessesEngine(), time.monotonic
 
 
 def _placed(job: Job, directory: RunDirectory, store: DirectoryStore, generation: int) -> Job:

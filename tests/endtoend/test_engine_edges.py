@@ -71,12 +71,11 @@ def test_an_evaluator_that_dies_after_the_end_is_not_waited_for(
     monkeypatch.setenv("ASKED_IN", str(ME))
     run = tmp_path / "run"
     document = settings(
-        epochs=2, evaluation={"every_epochs": 1}, failure={"stop_s": 30.0, "backoff_s": 0.01}
-    )
-    began = time.monotonic()
+        # Longer than a test may take.
+        epochs=2, evaluation={"every_epochs": 1}, failure={"stop_s": 600.0, "backoff_s": 0.01},
+    )  # fmt: skip
     result = tardygrad.train(recipe=document, metrics={"late": late_error}, out=run, quiet=True)
     assert result.outcome == "done", result.reason
-    assert time.monotonic() - began < 25.0
     assert "the evaluator is gone\tZeroDivisionError" in (run / "events.log").read_text()
 
 

@@ -144,7 +144,7 @@ def test_what_does_not_fit_is_told_before_anything_begins(tmp_path: Path) -> Non
     assert not (tmp_path / "run").exists()
 
 
-class Holes(torch.utils.data.Dataset):  # type: ignore[type-arg]
+class Holes(torch.utils.data.Dataset[Any]):
     """Data that cannot be read."""
 
     def __len__(self) -> int:

@@ -24,7 +24,7 @@ def network() -> torch.nn.Module:
     )
 
 
-class Noisy(torch.utils.data.Dataset):  # type: ignore[type-arg]
+class Noisy(torch.utils.data.Dataset[Any]):
     """Data that are augmented at random, from every generator that people use."""
 
     def __len__(self) -> int:

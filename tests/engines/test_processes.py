@@ -137,13 +137,14 @@ class Fails:
 @pytest.mark.parametrize("error", [RuntimeError("overlap"), MemoryError(), OSError(5, "I/O")])
 def test_whatever_becomes_of_a_snapshot_is_said(error: Exception) -> None:
     effect = ef.SaveSnapshot(3, 7, 640, {})
-    good, bad = Fails(None), Fails(error)
+    good: Any = Fails(None)
+    bad: Any = Fails(error)
     for trace_file, store in ((good, bad), (bad, good)):
         tensors: dict[str, torch.Tensor] = {}
-        written = server_process.keep_snapshot(effect, 0, tensors, trace_file, store)  # type: ignore[arg-type]
+        written = server_process.keep_snapshot(effect, 0, tensors, trace_file, store)
         assert written.error.startswith(type(error).__name__)
         assert written[:4] == (3, 7, 640, ("", 0, ""))
-    written = server_process.keep_snapshot(effect, 0, {}, good, good)  # type: ignore[arg-type]
+    written = server_process.keep_snapshot(effect, 0, {}, good, good)
     assert (written.file, written.error) == (("file", 1, "sum"), "")
 
 

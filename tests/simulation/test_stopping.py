@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from tardygrad.config import Duration
 from tardygrad.engines.base import Job
@@ -80,9 +80,9 @@ def test_a_power_cut_loses_a_manifest_that_is_not_written() -> None:
 
 
 def test_a_resumed_run_tells_again_what_its_checkpoint_does_not_have() -> None:
-    def told(stop: str) -> list[list[int]]:
+    def told(stop: Literal["preempt", "power_cut"]) -> list[list[int]]:
         job = null_job(samples=640, workers=2, epochs=6, checkpoint={"every_s": float("inf")})
-        cluster = SimulatedCluster(job, stops=[Stop(stop, 0.15)])  # type: ignore[arg-type]
+        cluster = SimulatedCluster(job, stops=[Stop(stop, 0.15)])
         cluster.check(cluster.run())
         return [[e["epoch"] for e in observer.of("epoch")] for observer in cluster.observers]
 

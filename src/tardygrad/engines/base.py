@@ -21,11 +21,24 @@ from tardygrad.data.sources import Source
 from tardygrad.layout import KeyRange, Layout
 from tardygrad.methods.base import Method
 from tardygrad.models.base import ModelAdapter
+from tardygrad.protocol.effects import CommitCheckpoint
 from tardygrad.protocol.scheduler import Scheduler, SchedulerSettings
 from tardygrad.protocol.server import Server, ServerSettings
 from tardygrad.protocol.worker import Worker, WorkerSettings
 
 Tensors = dict[str, torch.Tensor]
+
+
+def checkpoint_fields(effect: CommitCheckpoint, seconds: float) -> dict[str, Any]:
+    """The ``checkpoint`` event of a checkpoint whose manifest took ``seconds`` to write."""
+    samples: Any = effect.state["samples"]
+    return {
+        "step": effect.step,
+        "samples": min(samples),
+        "seconds": seconds,
+        "bytes": sum(size for _, size, _ in effect.files),
+        "path": f"checkpoints/{effect.step:012d}",
+    }
 
 
 @dataclass(frozen=True)

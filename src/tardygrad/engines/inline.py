@@ -426,7 +426,8 @@ class _Simulation(World):
         loss = self.statistics.epoch_loss(effect.epoch)
         self.observer.emit("epoch", epoch=number, samples=self.statistics.consumed, loss=loss)
         every = self.job.config.evaluation.every_epochs
-        if every and number % every == 0 and self.real:
+        # The last epoch's parameters are the final ones, which are measured at the end.
+        if every and number % every == 0 and number < self.job.config.epochs:
             self._evaluate(number, final=False)
 
     def _evaluate(self, epoch: int, *, final: bool) -> dict[str, float]:

@@ -9,7 +9,7 @@ is restored meanwhile goes back to the checkpoint before.
 from __future__ import annotations
 
 from tardygrad.config import Duration
-from tardygrad.engines.base import Observer, SnapshotStore
+from tardygrad.engines.base import Observer, SnapshotStore, checkpoint_fields
 from tardygrad.engines.inline_world import Member, Stored, World
 from tardygrad.engines.network import Sampler
 from tardygrad.errors import StorageError
@@ -76,16 +76,7 @@ class Disks:
         except StorageError as failure:
             self._observer.decided(f"checkpoint {effect.step} is given up", str(failure))
             return
-        samples: object = effect.state["samples"]
-        assert isinstance(samples, list)
-        self._observer.emit(
-            "checkpoint",
-            step=effect.step,
-            samples=min(samples),
-            seconds=0.0,
-            bytes=sum(size for _, size, _ in effect.files),
-            path=f"checkpoints/{effect.step}",
-        )
+        self._observer.emit("checkpoint", **checkpoint_fields(effect, 0.0))
 
     def finish(self) -> None:
         """The main process waits for its disk before it goes."""

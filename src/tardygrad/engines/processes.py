@@ -27,7 +27,7 @@ import torch
 import zmq
 
 from tardygrad.engines import nursery, runtime_directory, wire
-from tardygrad.engines.base import Job, Observer, RunEnd, SnapshotStore
+from tardygrad.engines.base import Job, Observer, RunEnd, SnapshotStore, checkpoint_fields
 from tardygrad.engines.child import EVALUATION, FAILURE, IDLE, MESSAGE, REPORT, write_job
 from tardygrad.engines.epochs import Epochs
 from tardygrad.engines.shard_host import digest
@@ -380,15 +380,7 @@ class _Run:
                 self.files.discard(effect.step)
                 continue
             self.lost_checkpoint = ""
-            samples: Any = effect.state["samples"]
-            self.observer.emit(
-                "checkpoint",
-                step=effect.step,
-                samples=min(samples),
-                seconds=seconds,
-                bytes=sum(size for _, size, _ in effect.files),
-                path=f"checkpoints/{effect.step:012d}",
-            )
+            self.observer.emit("checkpoint", **checkpoint_fields(effect, seconds))
 
     def _finish(self, effect: ef.Finished) -> None:
         self.finished = effect
