@@ -68,7 +68,7 @@ def test_a_simulated_death_is_told_when_it_happens_and_why(tmp_path: Path) -> No
 def test_a_simulation_tells_as_a_real_run_does(tmp_path: Path) -> None:
     run = tmp_path / "run"
     simulate(run, test_data=data())
-    told = read(run / "metrics.jsonl")
+    told = list(read(run / "metrics.jsonl"))
     assert all((run / e["path"]).is_dir() for e in told if e["event"] == "checkpoint")
     tested = [(e["epoch"], e["final"]) for e in told if e["event"] == "evaluate"]
     assert tested == [(1, False), (2, True)]
