@@ -36,7 +36,8 @@ class Window(tardygrad.Callback):
 
     def on_step_end(self, samples: int, logs: dict[str, Any]) -> None:
         """Note the time and the samples, from the first update on."""
-        if not samples:
+        # What comes after the stop was asked for counts the pause in which workers leave.
+        if not samples or self.stop_training:
             return
         self._seen.append((logs["time_s"], samples))
         since = logs["time_s"] - self._seen[0][0]

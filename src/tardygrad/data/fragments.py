@@ -8,11 +8,13 @@ arithmetic of that, in integers only, so that the scheduler and the ledger can u
 `Permutations` says which samples a batch holds. Nothing is sent: every process computes the same
 permutation from (seed, epoch). Exactly-once training rests on all of them agreeing, also hosts
 with different numpy versions; `Generator.permutation` may change its stream between versions,
-raw PCG64 output may not, so the permutation is the stable order of raw PCG64 numbers.
+raw PCG64 output may not, so the permutation is the order of raw PCG64 numbers. Each number's lowest
+bits are its sample's: no two are equal, so any sort gives the same order, the fastest too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -114,7 +116,7 @@ class Permutations:
     """The samples of each batch, from the plan's seed. Keeps the last two epochs used.
 
     Two, because around an epoch's end a worker may redo a fragment of the old epoch while the next
-    one has begun. An epoch costs 8 bytes a sample to keep and about 0.1 us a sample to make.
+    one has begun. An epoch costs 8 bytes a sample to keep and about 15 ns a sample to make.
     """
 
     def __init__(self, plan: FragmentPlan) -> None:
@@ -129,9 +131,27 @@ class Permutations:
         Raises:
             ValueError: If there is no such batch.
         """
-        size = self.plan.samples_in(fragment, batch, batch + 1)
-        start = self.plan.position(epoch, fragment, batch) - epoch * self.plan.samples
-        return self._epoch(epoch)[start : start + size].copy()
+        before = epoch * self.plan.samples
+        start = self.plan.position(epoch, fragment, batch) - before
+        stop = self.plan.position(epoch, fragment, batch + 1) - before
+        return self._epoch(epoch)[start:stop].copy()
+
+    def batches(
+        self, epoch: int, fragment: int, first: int, stop: int
+    ) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
+        """Position in the run and sample numbers of each of the batches `[first, stop)`.
+
+        As `FragmentPlan.position` and `indices` give them, which ask anew for every batch.
+
+        Raises:
+            ValueError: If there are no such batches.
+        """
+        plan = self.plan
+        end = plan.position(epoch, fragment, stop)
+        order, before = self._epoch(epoch), epoch * plan.samples
+        for at in range(plan.position(epoch, fragment, first), end, plan.batch_size):
+            start = at - before
+            yield at, order[start : min(start + plan.batch_size, end - before)].copy()
 
     def _epoch(self, epoch: int) -> npt.NDArray[np.int64]:
         order = self._epochs.get(epoch)
@@ -149,4 +169,9 @@ class Permutations:
     def _make(self, epoch: int) -> npt.NDArray[np.int64]:
         raw = np.random.PCG64(np.random.SeedSequence((self.plan.seed, epoch)))
         keys = raw.random_raw(self.plan.samples)
-        return np.argsort(keys, kind="stable").astype(np.int64, copy=False)
+        low = np.uint64((1 << (self.plan.samples - 1).bit_length()) - 1)
+        keys &= ~low
+        keys |= np.arange(self.plan.samples, dtype=np.uint64)
+        keys.sort()
+        keys &= low
+        return keys.view(np.int64)

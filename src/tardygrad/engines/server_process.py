@@ -27,10 +27,12 @@ from tardygrad.protocol import events as ev
 from tardygrad.protocol import trace
 
 _IDLE_MS = 10
-_LISTEN_EVERY_S = 0.002
+_LISTEN_EVERY_S = 0.005
 _TORN_S = 0.2
 _NAP_S = 0.00005
 _NAP_MOST_S = 0.0005
+_NAP_SHARE = 0.5
+_NAP_SHARE_AWAITED = 0.05
 _NAP_FOR_S = 0.02
 
 
@@ -86,6 +88,9 @@ class _ServerProcess:
         self.stamp = 0
         self.busy_at = time.monotonic()
         self.interval = 0.0
+        # A worker that overlaps its pushes with computation has time for the answer.
+        overlaps = job.method.in_flight > 0 and not job.method.consistency.uses_clocks
+        self.nap_share = _NAP_SHARE if overlaps else _NAP_SHARE_AWAITED
         self.unreadable: dict[tuple[int, int], float] = {}
         self.writer = ThreadPoolExecutor(max_workers=1)
         self.written: deque[ev.Event] = deque()
@@ -188,7 +193,7 @@ class _ServerProcess:
     def _sleep(self) -> None:
         # While pushes come in, short naps: to be woken costs the worker more than naps cost here.
         if time.monotonic() - self.busy_at < _NAP_FOR_S:
-            time.sleep(min(max(0.3 * self.interval, _NAP_S), _NAP_MOST_S))
+            time.sleep(min(max(self.nap_share * self.interval, _NAP_S), _NAP_MOST_S))
             return
         self.arena.set_sleeping(self.shard, True)
         fence()

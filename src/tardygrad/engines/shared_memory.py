@@ -190,6 +190,18 @@ class Arena:
         # Single words are read and written through this: one machine word, one access.
         self.words = memoryview(self._map).cast("B").cast("q")
         g = geometry
+        shards, workers = range(g.shards), range(g.workers)
+        # Where words lie, looked up in each step: multiplying it out again would take longer.
+        self._headers = [g.header(s) // 8 for s in shards]
+        self._lines = [
+            [(g.header(s) + _LINE * (1 + c)) // 8 for c in range(g.copies)] for s in shards
+        ]
+        self._pins = [[g.reader(r) // 8 + s for r in range(g.readers)] for s in shards]
+        self._flags = [g.worker(w) // 8 for w in workers]
+        self._slots = [[g.slot(w, i) for i in range(g.slots)] for w in workers]
+        self._answers = [
+            [[g.answer_at(w, i, s) for s in shards] for i in range(g.slots)] for w in workers
+        ]
         self.copies = [
             self._floats(g.parameters + i * g.copy_size, g.layout_size) for i in range(g.copies)
         ]
@@ -206,17 +218,12 @@ class Arena:
 
     def header(self, shard: int) -> int:
         """Index of the first word of a shard's header."""
-        return self.geometry.header(shard) // 8
-
-    def _copy(self, shard: int, copy: int) -> int:
-        """Index of the first word of a copy's line in a shard's header."""
-        return (self.geometry.header(shard) + _LINE * (1 + copy)) // 8
+        return self._headers[shard]
 
     def lines(self, shard: int) -> list[torch.Tensor]:
         """What is said of each copy of a shard: int64 ``[LINE_WORDS]``; read like its numbers."""
         found = []
-        for copy in range(self.geometry.copies):
-            at = self._copy(shard, copy)
+        for at in self._lines[shard]:
             found.append(torch.from_numpy(self._words[at : at + self.LINE_WORDS]))
         return found
 
@@ -224,27 +231,27 @@ class Arena:
 
     def clock(self, shard: int) -> int:
         """The slowest member's clock that the shard's server has published."""
-        return self.words[self.header(shard) + _CLOCK]
+        return self.words[self._headers[shard] + _CLOCK]
 
     def publish_clock(self, shard: int, clock: int) -> None:
         """Publish the slowest member's clock."""
-        self.words[self.header(shard) + _CLOCK] = clock
+        self.words[self._headers[shard] + _CLOCK] = clock
 
     def sleeps(self, shard: int) -> bool:
         """Whether the shard's server sleeps."""
-        return self.words[self.header(shard) + _SLEEPING] != 0
+        return self.words[self._headers[shard] + _SLEEPING] != 0
 
     def set_sleeping(self, shard: int, sleeping: bool) -> None:
         """Say that this server sleeps, or does no longer."""
-        self.words[self.header(shard) + _SLEEPING] = int(sleeping)
+        self.words[self._headers[shard] + _SLEEPING] = int(sleeping)
 
     def worker_sleeps(self, worker: int) -> bool:
         """Whether the worker sleeps."""
-        return self.words[self.geometry.worker(worker) // 8] != 0
+        return self.words[self._flags[worker]] != 0
 
     def set_worker_sleeping(self, worker: int, sleeping: bool) -> None:
         """Say that this worker sleeps, or does no longer."""
-        self.words[self.geometry.worker(worker) // 8] = int(sleeping)
+        self.words[self._flags[worker]] = int(sleeping)
 
     def pin(self, shard: int, reader: int) -> tuple[int, ev.Read] | None:
         """Hold the newest of several copies as it is, until the reader's next pin or read.
@@ -253,11 +260,11 @@ class Arena:
             The copy's number and its (incarnation, version), or None if it cannot be had now.
         """
         words = self.words
-        head = self.header(shard)
-        pin = self.geometry.reader(reader) // 8 + shard
+        head = self._headers[shard]
+        pin = self._pins[shard][reader]
         for _ in range(_SPIN):
             copy = words[head + _NEWEST]
-            at = self._copy(shard, copy)
+            at = self._lines[shard][copy]
             words[pin] = copy + 1
             fence()
             if not words[at + _SEQUENCE] & 1:
@@ -285,13 +292,13 @@ class Arena:
             The (incarnation, version) that was copied, or None if a writer was always at it.
         """
         words = self.words
-        head = self.header(shard)
-        pin = self.geometry.reader(reader) // 8 + shard
+        head = self._headers[shard]
+        pin = self._pins[shard][reader]
         deadline = 0.0
         tries = 0
         while True:
             copy = words[head + _NEWEST]
-            at = self._copy(shard, copy)
+            at = self._lines[shard][copy]
             words[pin] = copy + 1
             fence()
             before = words[at + _SEQUENCE]
@@ -316,10 +323,9 @@ class Arena:
 
     def _pinned(self, shard: int, copy: int) -> int | None:
         """Index of a pin on the copy, or None."""
-        g, words = self.geometry, self.words
-        for reader in range(g.readers):
-            pin = g.reader(reader) // 8 + shard
-            if words[pin] == copy + 1:
+        words, held = self.words, copy + 1
+        for pin in self._pins[shard]:
+            if words[pin] == held:
                 return pin
         return None
 
@@ -327,17 +333,17 @@ class Arena:
         """Take a copy to write: one that nobody reads. Its sequence number becomes odd."""
         words = self.words
         if self.geometry.copies == 1:
-            at = self._copy(shard, 0)
+            at = self._lines[shard][0]
             words[at + _SEQUENCE] |= 1
             fence()
             self._await_readers(shard)
             return 0
-        newest = words[self.header(shard) + _NEWEST]
+        newest = words[self._headers[shard] + _NEWEST]
         while True:
             for copy in range(self.geometry.copies):
                 if copy == newest:
                     continue
-                at = self._copy(shard, copy)
+                at = self._lines[shard][copy]
                 before = words[at + _SEQUENCE]
                 words[at + _SEQUENCE] = before | 1
                 fence()
@@ -364,27 +370,27 @@ class Arena:
 
         ``consumed`` samples were booked by then.
         """
-        words, at = self.words, self._copy(shard, copy)
+        words, at = self.words, self._lines[shard][copy]
         words[at + _INCARNATION] = incarnation
         words[at + _VERSION] = version
         words[at + _CONSUMED] = consumed
         fence()
         words[at + _SEQUENCE] = (words[at + _SEQUENCE] | 1) + 1
-        words[self.header(shard) + _NEWEST] = copy
+        words[self._headers[shard] + _NEWEST] = copy
 
     def newest(self, shard: int) -> torch.Tensor:
         """The newest copy, for a shard that nobody writes any more."""
-        return self.copies[self.words[self.header(shard) + _NEWEST]]
+        return self.copies[self.words[self._headers[shard] + _NEWEST]]
 
     # --- pushes -------------------------------------------------------------------------------
 
     def stamp(self, worker: int, slot: int) -> int:
         """The stamp of the slot's newest publication; 0 before the first."""
-        return self.words[self.geometry.slot(worker, slot) // 8]
+        return self.words[self._slots[worker][slot] // 8]
 
     def publish(self, slot: int, stamp: int, push: ev.Push) -> None:
         """Write a push's descriptor, then its stamp: from then on servers see it."""
-        at = self.geometry.slot(push.worker, slot)
+        at = self._slots[push.worker][slot]
         reads = [n for read in push.reads for n in read]
         self.geometry.descriptor.pack_into(
             self._view, at + 8, push.lineage, push.session, push.seq, push.fence, push.epoch,
@@ -395,7 +401,7 @@ class Arena:
 
     def descriptor(self, worker: int, slot: int, stamp: int) -> ev.Push | None:
         """The push that was published under ``stamp``, or None if it is being rewritten."""
-        at = self.geometry.slot(worker, slot)
+        at = self._slots[worker][slot]
         values = self.geometry.descriptor.unpack_from(self._view, at + 8)
         fence()
         if values[10] != stamp or self.words[at // 8] != stamp:
@@ -405,7 +411,7 @@ class Arena:
 
     def answer(self, worker: int, slot: int, shard: int, answer: Answer) -> None:
         """Answer a stamp; the stamp is written last."""
-        at = self.geometry.answer_at(worker, slot, shard)
+        at = self._answers[worker][slot][shard]
         reason = answer.reason.encode()[: _REASON_BYTES - 2]
         self.geometry.answer.pack_into(
             self._view, at, self.words[at // 8], answer.stamp, answer.next,
@@ -416,14 +422,15 @@ class Arena:
 
     def answered(self, worker: int, slot: int, shard: int) -> int:
         """The newest stamp of the slot that the shard has answered."""
-        return self.words[self.geometry.answer_at(worker, slot, shard) // 8]
+        return self.words[self._answers[worker][slot][shard] // 8]
 
     def read_answer(self, worker: int, slot: int, shard: int) -> Answer:
         """The shard's newest answer to the slot."""
-        at = self.geometry.answer_at(worker, slot, shard)
+        at = self._answers[worker][slot][shard]
         fence()
         _, stamp, standing, code, reason = self.geometry.answer.unpack_from(self._view, at)
-        return Answer(stamp, _OUTCOMES[code], standing, reason.decode(errors="replace"))
+        text = reason.decode(errors="replace") if reason else ""
+        return Answer(stamp, _OUTCOMES[code], standing, text)
 
 
 def _map_file(path: Path, size: int, *, create: bool) -> mmap.mmap:

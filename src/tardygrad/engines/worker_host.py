@@ -69,19 +69,21 @@ class WorkerHost:
 
     def compute(self, effect: Compute, update: torch.Tensor) -> Outcome:
         """Train the batches of ``effect`` and fill ``update``."""
+        if not self._buffers_size:
+            return self.rule.compute(self._steps(effect), update)
         outcome = self.rule.compute(self._steps(effect), update[: self._parameters_size])
-        if self._buffers_size:
-            buffers = update[self._parameters_size :]
-            buffers.zero_()  # the gaps between them are part of the run's digest
-            self.adapter.read_buffers(buffers)
+        buffers = update[self._parameters_size :]
+        buffers.zero_()  # the gaps between them are part of the run's digest
+        self.adapter.read_buffers(buffers)
         return outcome
 
     def _steps(self, effect: Compute) -> Iterator[Step]:
-        lease, plan = effect.lease, self._plan
-        for batch in range(effect.first, effect.stop):
-            position = plan.position(lease.epoch, lease.fragment, batch)
-            indices = self._permutations.indices(lease.epoch, lease.fragment, batch)
-            seed = batch_seed(plan.seed, position)
+        lease, seed_of_run = effect.lease, self._plan.seed
+        batches = self._permutations.batches(
+            lease.epoch, lease.fragment, effect.first, effect.stop
+        )
+        for position, indices in batches:
+            seed = batch_seed(seed_of_run, position)
             if self._source_may_draw:
                 _seed_everything(seed ^ 1)  # the model's randomness must not repeat the data's
             yield Step(self._source.batch(indices), seed, position)

@@ -26,7 +26,7 @@ from tardygrad.protocol import effects as ef
 from tardygrad.protocol import events as ev
 
 _IDLE_MS = 10
-_LISTEN_EVERY_S = 0.002
+_LISTEN_EVERY_S = 0.01
 _READ_PATIENCE_S = 0.05
 
 
@@ -121,7 +121,8 @@ class _WorkerProcess:
         while not self.gone:
             if self.pull is not None:
                 self._try_pull()
-            self._collect()
+            if not self.events:
+                self._collect()
             if self.events:
                 self._handle(self.events.popleft())
             elif not self.gone:
@@ -260,7 +261,7 @@ class _WorkerProcess:
         slot = self.slots[index]
         slot.stamp = self.next_stamp
         self.next_stamp += 1
-        slot.waiting = sorted({*slot.waiting, *effect.shards})
+        slot.waiting = sorted({*slot.waiting, *effect.shards}) if slot.waiting else [*effect.shards]
         self.arena.publish(index, slot.stamp, effect.push)
         for shard in effect.shards:
             if self.arena.sleeps(shard):
