@@ -114,7 +114,7 @@ def test_the_evaluator_reads_what_it_says_it_read(job: Job, arena: Arena) -> Non
     size = job.layout.parameters_size
     assert torch.equal(flat[:size], torch.full((size,), 2.0))
     # A server that died while it wrote its newest copy.
-    at = arena._copy(1, arena.words[arena.header(1)])
+    at = arena._lines[1][arena.words[arena.header(1)]]
     arena.words[at] |= 1
     assert read_newest(arena, job, flat, 0.0) is None
 

@@ -222,10 +222,8 @@ class Arena:
 
     def lines(self, shard: int) -> list[torch.Tensor]:
         """What is said of each copy of a shard: int64 ``[LINE_WORDS]``; read like its numbers."""
-        found = []
-        for at in self._lines[shard]:
-            found.append(torch.from_numpy(self._words[at : at + self.LINE_WORDS]))
-        return found
+        words, size = self._words, self.LINE_WORDS
+        return [torch.from_numpy(words[at : at + size]) for at in self._lines[shard]]
 
     # --- pulls --------------------------------------------------------------------------------
 
