@@ -79,9 +79,7 @@ class WorkerHost:
 
     def _steps(self, effect: Compute) -> Iterator[Step]:
         lease, seed_of_run = effect.lease, self._plan.seed
-        batches = self._permutations.batches(
-            lease.epoch, lease.fragment, effect.first, effect.stop
-        )
+        batches = self._permutations.batches(lease.epoch, lease.fragment, effect.first, effect.stop)
         for position, indices in batches:
             seed = batch_seed(seed_of_run, position)
             if self._source_may_draw:
