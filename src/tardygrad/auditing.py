@@ -153,7 +153,7 @@ def _check(shard: int, records: Sequence[Record], plan: FragmentPlan) -> int:
     """See that a trace fits the plan; returns how many epochs it has touched."""
     epochs = 0
     for record in records:
-        if record.kind in (trace.APPLIED, trace.DROPPED):
+        if record.kind in trace.BOOKED:
             epochs = max(epochs, record.epoch + 1)
             try:
                 samples = plan.samples_in(record.fragment, record.first, record.stop)

@@ -7,8 +7,8 @@ and (where a method keeps a replica, or a model buffers) the session's earlier s
 graph (``protocol.history``), and this module computes what the final parameters need of it, with
 the same worker and shard hosts as the engines, in one process.
 
-Shards apply their updates in turn, and a step is computed when the first shard asks for it. A
-version is kept until the last step that reads it is computed, an update until the last shard has
+Shards take in their updates in turn, and a step is computed when the first shard asks for it. A
+state is kept until the last step that reads it is computed, an update until the last shard has
 applied it, a snapshot until the last life that begins with it: memory does not grow with the run.
 """
 
@@ -27,7 +27,8 @@ from tardygrad.engines.shard_host import ShardHost, digest
 from tardygrad.engines.worker_host import WorkerHost
 from tardygrad.errors import LedgerError, RunDirectoryError
 from tardygrad.metrics import sink
-from tardygrad.protocol.effects import Apply, Compute
+from tardygrad.protocol import trace
+from tardygrad.protocol.effects import Apply, Commit, Compute, Gather
 from tardygrad.protocol.events import Lease
 from tardygrad.protocol.history import History, Life, State, Step, impossible, push_of
 from tardygrad.protocol.trace import Record
@@ -186,20 +187,25 @@ class _Shard:
         self._begin()
 
     def next(self) -> tuple[Record, int] | None:
-        """What is to be applied next and the samples booked before it; None at the end."""
-        while self._version == self._lives[0].need:
+        """The next move and the samples booked before it; None at the end."""
+        while self._state == self._lives[0].need:
             if len(self._lives) == 1:
                 return None
             self._lives.pop(0)
             self._begin()
-        life = self._lives[0]
-        return life.applied[self._version - life.base]
+        return self._lives[0].moves[self._state]
 
-    def apply(self, record: Record, consumed: int, update: torch.Tensor) -> None:
-        """Apply an update, float32 ``[layout.size]``."""
-        effect = Apply(push_of(record), record.scale, consumed, record)
-        self._host.apply(effect, update[self._where], update[self._buffers_at :])
-        self._reached(self._version + 1)
+    def move(self, record: Record, consumed: int, update: torch.Tensor | None) -> None:
+        """Apply or gather an update, float32 ``[layout.size]``, or commit what was gathered."""
+        if update is None:
+            self._host.commit(Commit(consumed, record))
+        elif record.kind == trace.GATHERED:
+            gather = Gather(push_of(record), record.scale * record.samples, record)
+            self._host.gather(gather, update[self._where], update[self._buffers_at :])
+        else:
+            apply = Apply(push_of(record), record.scale, consumed, record)
+            self._host.apply(apply, update[self._where], update[self._buffers_at :])
+        self._reached(self._state + 1)
 
     def _begin(self) -> None:
         """Begin the next life as an engine starts a server."""
@@ -210,12 +216,12 @@ class _Shard:
         life = self._lives[0]
         if life.start is not None:
             self._host.restore(self._memory.snapshot(life.start))
-        self._reached(life.base)
+        self._reached(0)
 
-    def _reached(self, version: int) -> None:
-        self._version = version
+    def _reached(self, state: int) -> None:
+        self._state = state
         self.reached += 1
-        self._memory.reached((self._lives[0], version), self._host, self._buffers)
+        self._memory.reached((self._lives[0], state), self._host, self._buffers)
 
 
 class _Execution:
@@ -261,13 +267,16 @@ class _Execution:
         return flat
 
     def _advance(self, shard: _Shard) -> None:
-        """Apply to a shard what can be applied now."""
+        """Move a shard on as far as it can go now."""
         while (item := shard.next()) is not None:
             record, consumed = item
+            if record.kind == trace.COMMITTED:
+                shard.move(record, consumed, None)
+                continue
             step = self._history.step(record)
             if not self._compute(step):
                 break
-            shard.apply(record, consumed, self._updates[step])
+            shard.move(record, consumed, self._updates[step])
             step.uses -= 1
             if not step.uses:
                 del self._updates[step]

@@ -131,7 +131,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                 self.mail.append((ev.SCHEDULER, effect.message))
             elif isinstance(effect, ef.SaveSnapshot):
                 assert effect.step > self.newest, "a visible checkpoint never changes"
-                state = {"version": effect.version, "ledger": effect.ledger}
+                state = {"version": effect.version, **effect.state}
                 self.written[(effect.step, shard)] = state
                 written = ev.SnapshotWritten(effect.step, 0, 0, (f"{shard}", 1, ""), "")
                 self.mail.append((("disk", shard + (server.incarnation << 8)), written))

@@ -179,7 +179,7 @@ def snapshot_of(machine: Server, step: int) -> dict[str, Any]:
     assert [type(e) for e in effects] == [ef.Log, ef.SaveSnapshot]
     saved = effects[1]
     assert isinstance(saved, ef.SaveSnapshot)
-    return {"version": saved.version, "ledger": saved.ledger}
+    return {"version": saved.version, **saved.state}
 
 
 def test_a_snapshot_is_taken_once_and_answered_as_often_as_asked() -> None:

@@ -92,25 +92,25 @@ def test_it_starts_by_asking() -> None:
 
 def test_lease_pull_compute_push_answer() -> None:
     bench = Bench(worker())
-    assert bench.grant(lease()) == [ef.Pull(1, -1, True)]
+    assert bench.grant(lease()) == [ef.Pull(1, (), True)]
     compute = bench.pulled()
     assert (compute.first, compute.stop) == (0, 1)
     push = bench.computed()
     assert push == ev.Push(7, 3, 1, 1, 5, 0, 0, 0, 1, 8, 0, ((0, 4), (0, 5)))
     assert bench.machine.phase == IDLE
     assert bench.acked(push, 1) == []
-    assert bench.acked(push, 0) == [ef.Release(1), ef.Pull(2, -1, False)]
+    assert bench.acked(push, 0) == [ef.Release(1), ef.Pull(2, (), False)]
 
 
 def test_pushes_in_flight_overlap_the_next_range() -> None:
     bench = at_work(in_flight=1)
     first = bench.computed()
-    assert bench.of(ef.Pull) == [ef.Pull(2, -1, False)]
+    assert bench.of(ef.Pull) == [ef.Pull(2, (), False)]
     bench.pulled()
     bench.computed()
     assert not bench.of(ef.Pull)
     bench.acked(first, 0)
-    assert bench.acked(first, 1) == [ef.Release(1), ef.Pull(3, -1, False)]
+    assert bench.acked(first, 1) == [ef.Release(1), ef.Pull(3, (), False)]
 
 
 def test_ranges_are_as_long_as_the_period_and_stop_at_cuts() -> None:
@@ -184,7 +184,7 @@ def test_unanswered_messages_are_sent_again() -> None:
     bench.do(ev.Tick(), 1.0)
     assert bench.asked() == asked
     bench.grant(lease())
-    assert bench.do(ev.Tick(), 1.5) == [ef.Pull(1, -1, True)]
+    assert bench.do(ev.Tick(), 1.5) == [ef.Pull(1, (), True)]
     bench.pulled()
     push = bench.computed()
     bench.acked(push, 1)
@@ -225,7 +225,7 @@ def test_a_refused_push_ends_the_session(outcome: str) -> None:
     assert bench.machine.phase == IDLE and bench.machine.lease is None
     # The new session's first pull waits until nothing of the old one is on its way.
     assert bench.grant(lease(9, session=2)) == []
-    assert bench.acked(push, 1) == [ef.Release(1), ef.Pull(3, -1, True)]
+    assert bench.acked(push, 1) == [ef.Release(1), ef.Pull(3, (), True)]
     assert bench.machine.session == 2
 
 
@@ -259,7 +259,7 @@ def test_a_lease_of_a_new_session_ends_the_one_at_hand() -> None:
     bench.grant(lease(9, session=2, clock=4))
     bench.acked(push, 0, ev.REFUSED)
     assert bench.asked() == []
-    assert bench.acked(push, 1, ev.REFUSED) == [ef.Release(1), ef.Pull(2, -1, True)]
+    assert bench.acked(push, 1, ev.REFUSED) == [ef.Release(1), ef.Pull(2, (), True)]
     assert (bench.machine.session, bench.machine.clock) == (2, 4)
 
 
@@ -286,12 +286,12 @@ def test_a_foreign_event_is_a_broken_promise() -> None:
 
 def test_clocks_are_taken_up_but_never_from_nobody() -> None:
     bench = Bench(worker(consistency=SSP(bound=1), in_flight=3))
-    assert bench.grant(lease(clock=2)) == [ef.Pull(1, 1, True)]
+    assert bench.grant(lease(clock=2)) == [ef.Pull(1, (1, 1), True)]
     bench.pulled(clock=6)
     push = bench.computed()
     assert push.clock == 6 and not bench.of(ef.Pull)
     bench.acked(push, 0)
-    assert bench.acked(push, 1)[1:] == [ef.Pull(2, 6, False)]
+    assert bench.acked(push, 1)[1:] == [ef.Pull(2, (6, 6), False)]
     bench.pulled(clock=NOBODY)
     assert bench.machine.clock == 7
 

@@ -106,7 +106,9 @@ class Job:
     @cached_property
     def tick_s(self) -> float:
         """Seconds between two looks at deadlines."""
-        return min(self.config.failure.lease_s / 8, self.config.failure.heartbeat_s)
+        usual = min(self.config.failure.lease_s / 8, self.config.failure.heartbeat_s)
+        grace = self.method.admission.grace
+        return min(usual, grace / 4) if grace else usual
 
     def scheduler(self, start_s: float | None = None) -> Scheduler:
         """The run's scheduler machine; ``start_s`` replaces the configuration's."""
@@ -125,7 +127,8 @@ class Job:
                 backoff_s=failure.backoff_s,
                 backoff_max_s=failure.backoff_max_s,
                 checkpoint_every_s=self.config.checkpoint.every_s,
-                uses_clocks=self.method.consistency.uses_clocks,
+                uses_clocks=self.method.workers_wait,
+                open_epochs=self.method.admission.open_epochs,
                 generation=self.generation,
                 first_step=self.first_step,
                 epochs_reported=self.epochs_reported,
@@ -140,6 +143,7 @@ class Job:
             workers=self.config.workers,
             staleness=self.method.staleness,
             consistency=self.method.consistency,
+            admission=self.method.admission,
             resend_s=self.resend_s,
         )
         return Server(
@@ -159,6 +163,7 @@ class Job:
             exchange_period=self.method.exchange_period,
             in_flight=self.method.in_flight,
             consistency=self.method.consistency,
+            awaits_commit=self.method.admission.waits,
             resend_s=self.resend_s,
         )
         return Worker(worker, settings, incarnation=incarnation)

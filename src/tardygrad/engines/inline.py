@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from tardygrad.config import Duration
+from tardygrad.consistency import NO_NEED
 from tardygrad.engines.base import Job, Observer, RunEnd, Snapshot, SnapshotStore
 from tardygrad.engines.inline_disk import Disks
 from tardygrad.engines.inline_world import Member, Served, Stored, WatchedTrace, Watcher, World
@@ -112,6 +113,8 @@ class _Simulation(World):
             ef.Release: self._release,
             ef.Leave: self._leave,
             ef.Apply: self._apply,
+            ef.Gather: self._gather,
+            ef.Commit: self._commit,
             ef.Log: self._log,
             ef.SendParameters: self._send_parameters,
             ef.PublishClock: self._nothing,
@@ -210,7 +213,9 @@ class _Simulation(World):
         machine = self.job.server(effect.shard, effect.incarnation, effect.floor, snapshot)
         if snapshot is not None:
             standing = machine.ledger.standing()
-            self.auditor.adopt(effect.shard, snapshot.step, machine.version, standing)
+            self.auditor.adopt(
+                effect.shard, snapshot.step, machine.version, standing, machine.round.gathered
+            )
         member = Member(machine, effect.incarnation, self.now)
         member.counters = ServerCounters()
         member.host = self._shard_host(effect.shard, snapshot)
@@ -286,9 +291,9 @@ class _Simulation(World):
         assert member is not None
         if member.pull is None or member.pull.seq != effect.seq:
             member.pull, member.parts, member.pulled_at = effect, {}, self.now
-        ask = ev.PullAsked(source[1], effect.seq, effect.need)
-        for server in self.server_addresses:
-            self.send(source, server, ask)
+        needs = effect.needs or (NO_NEED,) * self.shards
+        for server, need in zip(self.server_addresses, needs, strict=True):
+            self.send(source, server, ev.PullAsked(source[1], effect.seq, need))
 
     def _assemble(
         self, member: Member, event: ev.ShardPulled, payload: torch.Tensor | None
@@ -373,6 +378,25 @@ class _Simulation(World):
         if update is not None:
             size = self.job.layout.parameters_size
             host.apply(effect, update[self.job.ranges[source[1]].slice], update[size:])
+
+    def _gather(self, effect: ef.Gather, source: ev.Address) -> None:
+        member = self.member(source)
+        assert member is not None
+        member.host.trace.write(effect.record)
+        member.counters.applied(effect.push.worker, effect.record.staleness)
+        update = member.slots[0]
+        if update is not None:
+            size = self.job.layout.parameters_size
+            member.host.gather(effect, update[self.job.ranges[source[1]].slice], update[size:])
+
+    def _commit(self, effect: ef.Commit, source: ev.Address) -> None:
+        member = self.member(source)
+        assert member is not None
+        member.host.trace.write(effect.record)
+        if member.counters.first_update_s is None:
+            member.counters.first_update_s = self.now
+        if self.real:
+            member.host.commit(effect)
 
     def _log(self, effect: ef.Log, source: ev.Address) -> None:
         member = self.member(source)

@@ -53,7 +53,7 @@ class Disks:
         """A shard's snapshot is written, or could not be."""
         effect = stored.effect
         assert isinstance(effect, ef.SaveSnapshot)
-        state = {"version": effect.version, "ledger": effect.ledger}
+        state = {"version": effect.version, **effect.state}
         file, error = ("", 0, ""), ""
         try:
             file = self._store.write(effect.step, shard, stored.tensors or {}, state)

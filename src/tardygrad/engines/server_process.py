@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import torch
 import zmq
 
 from tardygrad.engines.base import Job, Snapshot, Tensors
@@ -89,7 +90,7 @@ class _ServerProcess:
         self.busy_at = time.monotonic()
         self.interval = 0.0
         # A worker that overlaps its pushes with computation has time for the answer.
-        overlaps = job.method.in_flight > 0 and not job.method.consistency.uses_clocks
+        overlaps = job.method.in_flight > 0 and not job.method.workers_wait
         self.nap_share = _NAP_SHARE if overlaps else _NAP_SHARE_AWAITED
         self.unreadable: dict[tuple[int, int], float] = {}
         self.writer = ThreadPoolExecutor(max_workers=1)
@@ -101,6 +102,8 @@ class _ServerProcess:
         self.actions: dict[type, Callable[[Any], None]] = {
             ef.Send: self._send,
             ef.Apply: self._apply,
+            ef.Gather: self._gather,
+            ef.Commit: self._commit,
             ef.Log: self._log,
             ef.PublishClock: self._publish_clock,
             ef.SaveSnapshot: self._save_snapshot,
@@ -225,20 +228,34 @@ class _ServerProcess:
     def _apply(self, effect: ef.Apply) -> None:
         self.trace.write(effect.record)
         update = self.updates[self.current]
+        self._write(effect.record, lambda out: self.host.apply(effect, *update, out=out))
+        self.counters.applied(effect.push.worker, effect.record.staleness)
+
+    def _gather(self, effect: ef.Gather) -> None:
+        self.trace.write(effect.record)
+        self.host.gather(effect, *self.updates[self.current])
+        self.counters.consumed = self.machine.ledger.consumed
+        self.counters.applied(effect.push.worker, effect.record.staleness)
+
+    def _commit(self, effect: ef.Commit) -> None:
+        self.trace.write(effect.record)
+        self._write(effect.record, lambda out: self.host.commit(effect, out=out))
+
+    def _write(
+        self, record: trace.Record, change: Callable[[torch.Tensor | None], object]
+    ) -> None:
         arena, shard, host = self.arena, self.shard, self.host
+        copy = arena.begin_write(shard)
         if arena.geometry.copies == 1:
-            copy = arena.begin_write(shard)
-            host.apply(effect, *update)
+            change(None)
         else:
-            copy = arena.begin_write(shard)
             parameters, buffers = self.targets[copy]
-            host.apply(effect, *update, out=parameters)
+            change(parameters)
             if host.buffers is not None and buffers.numel():
                 buffers.copy_(host.buffers)
         counters, consumed = self.counters, self.machine.ledger.consumed
-        arena.end_write(shard, copy, self.incarnation, effect.record.version, consumed)
+        arena.end_write(shard, copy, self.incarnation, record.version, consumed)
         counters.consumed = consumed
-        counters.applied(effect.push.worker, effect.record.staleness)
         if counters.first_update_s is None:
             counters.first_update_s = time.monotonic()
 
@@ -269,7 +286,7 @@ def keep_snapshot(
     store: DirectoryStore,
 ) -> ev.SnapshotWritten:  # fmt: skip
     """Write a snapshot, the trace up to it first. Whatever goes wrong is said: it is awaited."""
-    state = {"version": effect.version, "ledger": effect.ledger}
+    state = {"version": effect.version, **effect.state}
     file, error = ("", 0, ""), ""
     try:
         trace_file.sync()

@@ -16,7 +16,7 @@ import torch
 
 from tardygrad.errors import StorageError
 from tardygrad.methods.base import Method
-from tardygrad.protocol.effects import Apply
+from tardygrad.protocol.effects import Apply, Commit, Gather
 from tardygrad.protocol.trace import Encoder, Record, file_header
 from tardygrad.storage.traces import whole_until
 
@@ -156,6 +156,8 @@ class ShardHost:
         self.rule = method.server_rule(parameters)
         self.trace = trace
         self.buffers = buffers
+        self._mean: torch.Tensor | None = None
+        self._weight = 0.0
         self._table = None
         if buffers is not None and buffers.numel():
             self._table = BufferTable(buffers)
@@ -181,10 +183,32 @@ class ShardHost:
             self._table.put(effect.push.worker, buffers)
             self.buffers.copy_(self._table.mean())
 
+    def gather(self, effect: Gather, update: torch.Tensor, buffers: torch.Tensor | None) -> None:
+        """Take an update (float32 ``[size]``) into the round's mean, and the pusher's buffers."""
+        self._weight += effect.weight
+        if self._mean is None:
+            self._mean = update.clone()
+        else:
+            # The mean of equal updates is themselves, and of one it is that one, to the bit.
+            self._mean.lerp_(update, effect.weight / self._weight)
+        if self._table is not None and buffers is not None:
+            self._table.put(effect.push.worker, buffers)
+
+    def commit(self, effect: Commit, out: torch.Tensor | None = None) -> None:
+        """Apply the round's mean; ``out`` as for :meth:`apply`."""
+        assert self._mean is not None
+        self.rule.apply(self._mean, effect.record.scale, effect.consumed, out)
+        self._mean, self._weight = None, 0.0
+        if self._table is not None and self.buffers is not None:
+            self.buffers.copy_(self._table.mean())
+
     def snapshot(self) -> dict[str, torch.Tensor]:
         """Copies of everything that a restored shard needs."""
         tensors = {"parameters": self.parameters.clone()}
         tensors |= {f"rule.{key}": value for key, value in self.rule.state().items()}
+        if self._mean is not None:
+            weight = torch.tensor(self._weight, dtype=torch.float64)
+            tensors |= {"round.mean": self._mean.clone(), "round.weight": weight}
         if self._table is not None:
             tensors |= self._table.state()
         return tensors
@@ -196,6 +220,9 @@ class ShardHost:
         self.rule.load_state(
             {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
         )
+        if "round.mean" in tensors:
+            self._mean = tensors["round.mean"].clone()
+            self._weight = float(tensors["round.weight"])
         if self._table is not None and self.buffers is not None:
             self._table.load_state(tensors)
             self.buffers.copy_(self._table.mean())

@@ -194,8 +194,7 @@ class _WorkerProcess:
     def _may_read(self) -> bool:
         if self.pull is None:
             return False
-        need = self.pull.need
-        return need < 0 or all(self.arena.clock(s) >= need for s in self.shards)
+        return all(self.arena.clock(s) >= need for s, need in enumerate(self.pull.needs))
 
     def _try_pull(self) -> None:
         pull = self.pull
@@ -203,7 +202,7 @@ class _WorkerProcess:
             return
         began = time.monotonic()
         # Read before the parameters: a clock that is too old only makes the worker more patient.
-        clock = 0 if pull.need < 0 else min(self.arena.clock(s) for s in self.shards)
+        clock = min(map(self.arena.clock, self.shards)) if pull.needs else 0
         reads: list[ev.Read] = []
         if self.borrows:
             pinned = self.arena.pin(0, self.worker)

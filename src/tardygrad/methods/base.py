@@ -10,10 +10,11 @@ the number of pushes in flight are data that the protocol's machines read.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Protocol, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from tardygrad.admission import Admission, AtOnce
 from tardygrad.consistency import ASP, Consistency
 from tardygrad.sections import Document
 from tardygrad.staleness import Constant, StalenessPolicy
@@ -103,6 +104,8 @@ class Method(Document):
     name: str
     consistency: Consistency = Field(default_factory=ASP)
     """Who may go on: ``asp``, or ``ssp`` with a ``bound``."""
+    admission: Admission = Field(default_factory=AtOnce)
+    """When updates take effect: ``at_once``, ``quorum``, ``collect`` or ``whole_epoch``."""
     staleness: StalenessPolicy = Field(default_factory=Constant)
     """What a stale update is worth: constant, inverse, polynomial, delay_adaptive or cut_off."""
     exchange_period: int = Field(default=1, ge=1)
@@ -112,6 +115,20 @@ class Method(Document):
 
     locality: ClassVar[Literal["element", "tensor", "global"]] = "element"
     """Where the flat vector may be cut: anywhere, at tensor borders, or not at all."""
+
+    @model_validator(mode="after")
+    def _one_wait(self) -> Self:
+        if self.admission.waits and self.consistency.uses_clocks:
+            raise ValueError(
+                f"consistency {self.consistency.name} and admission {self.admission.name} both "
+                "bind workers to each other, by different clocks; leave consistency at asp"
+            )
+        return self
+
+    @property
+    def workers_wait(self) -> bool:
+        """Whether workers may have to wait for each other."""
+        return self.consistency.uses_clocks or self.admission.waits
 
     @property
     def keeps_replica(self) -> bool:

@@ -37,6 +37,11 @@ class ClockTable:
         """The slowest member's clock, or ``NOBODY``."""
         return self._slowest if self._clocks else NOBODY
 
+    @property
+    def members(self) -> list[tuple[int, int]]:
+        """The members, each as ``(worker, session)``."""
+        return [(worker, session) for worker, (session, _) in self._clocks.items()]
+
     def change(self, event: MembersChanged) -> None:
         """Take in a list of members, unless a newer one is known."""
         if event.generation <= self._generation:

@@ -24,14 +24,15 @@ class Send(NamedTuple):
 
 
 class Pull(NamedTuple):
-    """Fetch all shards' parameters, each once its slowest member's clock has reached ``need``.
+    """Fetch all shards' parameters, each once its clock has reached ``needs[shard]``.
 
+    ``needs`` is empty if nothing is waited for.
     ``fresh``: the first pull of a session; the replica, buffers and all local state start anew.
     Answered by ``Pulled``.
     """
 
     seq: int
-    need: int
+    needs: tuple[int, ...]
     fresh: bool
 
 
@@ -83,6 +84,27 @@ class Apply(NamedTuple):
     record: Record
 
 
+class Gather(NamedTuple):
+    """Take the update of ``push`` into the shard's open round, the record made durable first.
+
+    It counts in the round's mean with ``weight``.
+    """
+
+    push: Push
+    weight: float
+    record: Record
+
+
+class Commit(NamedTuple):
+    """End the round: apply its mean to the shard as one update, the record made durable first.
+
+    ``consumed``: samples booked on this shard before the round began.
+    """
+
+    consumed: int
+    record: Record
+
+
 class Log(NamedTuple):
     """Add a record to the shard's trace; nothing is applied."""
 
@@ -99,18 +121,21 @@ class SendParameters(NamedTuple):
 
 
 class PublishClock(NamedTuple):
-    """The slowest member's clock, for pulls that do not pass through the machine."""
+    """The shard's clock, for pulls that do not pass through the machine."""
 
     clock: int
 
 
 class SaveSnapshot(NamedTuple):
-    """Write parameters, method state, version and ledger. Answered by ``SnapshotWritten``."""
+    """Write the shard's tensors and, with the version, its ``state``: ledger and open round.
+
+    Answered by ``SnapshotWritten``.
+    """
 
     step: int
     version: int
     samples: int
-    ledger: dict[str, object]
+    state: dict[str, object]
 
 
 # --- scheduler --------------------------------------------------------------------------------
@@ -187,7 +212,7 @@ class Finished(NamedTuple):
 
 
 Effect: TypeAlias = (
-    Send | Pull | Compute | Publish | Release | Leave | Apply | Log | SendParameters | PublishClock
+    Send | Pull | Compute | Publish | Release | Leave | Apply | Gather | Commit | Log | SendParameters | PublishClock
     | SaveSnapshot | SpawnWorker | KillWorker | SpawnServer | KillServer | CommitCheckpoint
     | EpochEnded | MemberChanged | Decided | Finished
 )  # fmt: skip

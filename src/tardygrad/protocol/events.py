@@ -70,7 +70,7 @@ class Push(NamedTuple):
 
 
 class PullAsked(NamedTuple):
-    """A worker wants a shard's parameters, once every member's clock has reached ``need``."""
+    """A worker wants a shard's parameters, once the shard's clock has reached ``need``."""
 
     worker: int
     seq: int
@@ -274,7 +274,7 @@ class Tick(NamedTuple):
 
 
 class Pulled(NamedTuple):
-    """All shards' parameters are in the worker's hands. ``clock``: the slowest member's."""
+    """All shards' parameters are in the worker's hands. ``clock``: the lowest of the shards'."""
 
     seq: int
     reads: tuple[Read, ...]

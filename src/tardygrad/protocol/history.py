@@ -2,11 +2,12 @@
 
 Theory of operation. A shard's trace is a row of *lives* (the stretches between two restorations),
 each a row of versions; a *step* is what one push asked for, and all shards that saw the push name
-it alike. A version depends on the one before it and on the step that was applied; a life's first
-version on the snapshot that it began with; a step on the versions that its worker had read, of
-every shard, and, where workers keep a state of their own, on its session's step before it.
+it alike. What a shard holds after each record is a *state*: the parameters, and what its open round has
+gathered. A state depends on the one before it and on the step that was applied or gathered; a
+life's first state on the snapshot that it began with; a step on the versions that its worker had
+read, of every shard, and, where workers keep a state of their own, on its session's step before it.
 
-Going backwards from the last version of each shard, everything that was reached is *needed*, and
+Going backwards from the last state of each shard, everything that was reached is *needed*, and
 it is counted how often. Updates that were refused, or rolled back and read by nobody who counts,
 are not needed: nobody could tell whether they were ever computed.
 """
@@ -22,39 +23,70 @@ from tardygrad.protocol import trace
 from tardygrad.protocol.events import Push
 from tardygrad.protocol.trace import Record
 
-_PUSHED = (trace.APPLIED, trace.DUPLICATE, trace.DROPPED, trace.REFUSED)
+_PUSHED = (trace.APPLIED, trace.GATHERED, trace.DUPLICATE, trace.DROPPED, trace.REFUSED)
+_MOVES = (trace.APPLIED, trace.GATHERED, trace.COMMITTED)
 
 
 class Life:
-    """One stretch of a shard between two restorations; its states are numbered by version.
+    """One stretch of a shard between two restorations; its states are numbered from 0.
 
     Attributes:
         start: the state whose snapshot it began with; None for the run's initial values.
-        base: its first version.
-        applied: ``applied[i]`` led from version ``base + i`` to the next, with the number of
-            samples that were booked before it.
+        moves: ``moves[i]`` led from state ``i`` to the next, with the number of samples that were
+            booked before it, or before its round if it is a commit.
+        version: the newest version.
         booked: samples booked at its end.
-        need: the newest version that anything depends on; -1 if nothing does.
+        round_since: samples booked before the open round began; None if nothing is gathered.
+        need: the newest state that anything depends on; -1 if nothing does.
     """
 
-    __slots__ = ("applied", "base", "booked", "incarnation", "need", "start")
+    __slots__ = ("_base", "_states", "booked", "incarnation", "moves", "need", "round_since", "start")
 
-    def __init__(self, incarnation: int, start: State | None, booked: int) -> None:
+    def __init__(
+        self, incarnation: int, start: State | None, version: int, booked: int, since: int | None
+    ) -> None:
         self.incarnation = incarnation
         self.start = start
-        self.base = 0 if start is None else start[1]
+        self.moves: list[tuple[Record, int]] = []
         self.booked = booked
-        self.applied: list[tuple[Record, int]] = []
+        self.round_since = since
         self.need = -1
+        self._base = version
+        # The state that made each version, from the base on.
+        self._states = [0]
 
     @property
     def version(self) -> int:
-        """The last version."""
-        return self.base + len(self.applied)
+        """The newest version."""
+        return self._base + len(self._states) - 1
+
+    @property
+    def last(self) -> int:
+        """The number of the last state."""
+        return len(self.moves)
+
+    def state_of(self, version: int) -> int | None:
+        """The number of the state that made a version; None if this life never had it."""
+        number = version - self._base
+        return self._states[number] if 0 <= number < len(self._states) else None
+
+    def take(self, record: Record) -> None:
+        """The next record that moves the shard or books samples."""
+        if record.kind in _MOVES:
+            since = self.booked
+            if record.kind == trace.GATHERED and self.round_since is None:
+                self.round_since = since
+            elif record.kind == trace.COMMITTED:
+                since = self.booked if self.round_since is None else self.round_since
+                self.round_since = None
+            self.moves.append((record, since))
+            if record.kind != trace.GATHERED:
+                self._states.append(len(self.moves))
+        self.booked += record.samples
 
 
 State: TypeAlias = tuple[Life, int]
-"""A shard at a version of one of its lives."""
+"""A shard's state in one of its lives, by its number."""
 
 
 class Step:
@@ -138,23 +170,24 @@ class History:
             before = step
 
     def _mark(self) -> None:
-        stack: list[State | Step] = [(row[-1], row[-1].version) for row in self.lives]
+        stack: list[State | Step] = [(row[-1], row[-1].last) for row in self.lives]
         while stack:
             item = stack.pop()
             stack += self._need_step(item) if isinstance(item, Step) else self._need(*item)
 
-    def _need(self, life: Life, version: int) -> Iterator[State | Step]:
-        if version <= life.need:
+    def _need(self, life: Life, state: int) -> Iterator[State | Step]:
+        if state <= life.need:
             return
         if life.need < 0 and life.start is not None:
             self.heirs[life.start] += 1
             yield life.start
-        reached = max(life.need, life.base)
-        life.need = version
-        for record, _ in life.applied[reached - life.base : version - life.base]:
-            step = self.step(record)
-            step.uses += 1
-            yield step
+        reached = max(life.need, 0)
+        life.need = state
+        for record, _ in life.moves[reached:state]:
+            if record.kind != trace.COMMITTED:
+                step = self.step(record)
+                step.uses += 1
+                yield step
 
     def _need_step(self, step: Step) -> Iterator[State | Step]:
         if step.needed:
@@ -176,9 +209,10 @@ class History:
     def _read(self, shard: int, record: Record) -> State:
         incarnation, version = record.reads[shard]
         life = self._incarnations[shard].get(incarnation)
-        if life is None or not life.base <= version <= life.version:
+        state = None if life is None else life.state_of(version)
+        if life is None or state is None:
             impossible(shard, record, f"incarnation {incarnation} had no version {version} to read")
-        return life, version
+        return life, state
 
 
 def push_of(record: Record) -> Push:
@@ -212,9 +246,9 @@ def _describe(record: Record) -> str:
 def _lives_of(shard: int, records: Sequence[Record]) -> list[Life]:
     """A shard's history, checked."""
     first = records[0] if records and records[0].kind != trace.RESTORED else None
-    life = Life(0 if first is None else first.incarnation, None, 0)
+    life = Life(0 if first is None else first.incarnation, None, 0, 0, None)
     lives = [life]
-    snapshots: dict[int, tuple[State | None, int]] = {0: (None, 0)}
+    snapshots: dict[int, tuple[State | None, int, int, int | None]] = {0: (None, 0, 0, None)}
     for record in records:
         if record.kind == trace.RESTORED:
             if record.seq not in snapshots:
@@ -223,14 +257,16 @@ def _lives_of(shard: int, records: Sequence[Record]) -> list[Life]:
                 impossible(shard, record, f"incarnation {life.incarnation} was there before")
             life = Life(record.incarnation, *snapshots[record.seq])
             lives.append(life)
-        elif record.kind in (trace.APPLIED, trace.DROPPED, trace.SNAPSHOT):
+        elif record.kind in (*trace.BOOKED, trace.COMMITTED, trace.SNAPSHOT):
             if record.incarnation != life.incarnation:
                 impossible(shard, record, f"incarnation {life.incarnation} was alive")
+            if record.kind == trace.COMMITTED and life.round_since is None:
+                impossible(shard, record, "nothing was gathered")
             if record.kind == trace.SNAPSHOT:
-                snapshots[record.seq] = ((life, life.version), life.booked)
-            elif record.kind == trace.APPLIED:
-                life.applied.append((record, life.booked))
-            life.booked += record.samples
+                state = (life, life.last)
+                snapshots[record.seq] = (state, life.version, life.booked, life.round_since)
+            else:
+                life.take(record)
         else:
             continue
         if record.version != life.version:

@@ -20,15 +20,15 @@ from tardygrad.protocol.trace import Record
 
 
 class _Shard:
-    __slots__ = ("fences", "incarnation", "last_restored", "nexts", "snapshots", "version")
+    __slots__ = ("fences", "gathered", "incarnation", "nexts", "snapshots", "version")
 
     def __init__(self) -> None:
         self.incarnation: int | None = None
         self.version = 0
         self.nexts: dict[tuple[int, int], int] = {}
         self.fences: dict[tuple[int, int], int] = {}
-        self.snapshots: dict[int, tuple[int, dict[tuple[int, int], int]]] = {0: (0, {})}
-        self.last_restored = 0
+        self.gathered = 0
+        self.snapshots: dict[int, tuple[int, int, dict[tuple[int, int], int]]] = {0: (0, 0, {})}
 
 
 class Auditor:
@@ -46,9 +46,16 @@ class Auditor:
         self._limit = limit
         self._shards = [_Shard() for _ in range(shards)]
 
-    def adopt(self, shard: int, step: int, version: int, nexts: dict[tuple[int, int], int]) -> None:
+    def adopt(
+        self,
+        shard: int,
+        step: int,
+        version: int,
+        nexts: dict[tuple[int, int], int],
+        gathered: int = 0,
+    ) -> None:
         """Know a snapshot that was taken before this auditor began to look (a resumed run)."""
-        self._shards[shard].snapshots.setdefault(step, (version, dict(nexts)))
+        self._shards[shard].snapshots.setdefault(step, (version, gathered, dict(nexts)))
 
     def feed(self, shard: int, record: Record) -> None:
         """Take in the next record of a shard.
@@ -65,10 +72,22 @@ class Auditor:
         if record.incarnation != state.incarnation:
             raise _broken(shard, record, f"the shard is at incarnation {state.incarnation}")
         if record.kind == trace.SNAPSHOT:
-            state.snapshots[record.seq] = (state.version, dict(state.nexts))
+            state.snapshots[record.seq] = (state.version, state.gathered, dict(state.nexts))
         elif record.kind == trace.APPLIED:
-            self._applied(shard, state, record)
+            self._moved(shard, state, record)
+            self._check_read(shard, state, record, state.version - 1)
             self._book(shard, state, record)
+        elif record.kind == trace.GATHERED:
+            if record.version != state.version:
+                raise _broken(shard, record, "an update that was only gathered moved the version")
+            self._check_read(shard, state, record, state.version)
+            self._book(shard, state, record)
+            state.gathered += 1
+        elif record.kind == trace.COMMITTED:
+            if not record.seq == state.gathered > 0:
+                raise _broken(shard, record, f"{state.gathered} updates are gathered")
+            self._moved(shard, state, record)
+            state.gathered = 0
         elif record.kind == trace.DROPPED:
             if record.version != state.version:
                 raise _broken(shard, record, "a drop moved the version")
@@ -79,25 +98,27 @@ class Auditor:
             raise _broken(shard, record, f"incarnation {state.incarnation} was there before")
         if record.seq not in state.snapshots:
             raise _broken(shard, record, "that snapshot was never taken")
-        version, nexts = state.snapshots[record.seq]
+        version, state.gathered, nexts = state.snapshots[record.seq]
         if record.version != version:
             raise _broken(shard, record, f"the snapshot was of v{version}")
         state.incarnation, state.version, state.nexts = record.incarnation, version, dict(nexts)
         # What a restored shard forgot may be fenced lower than before, never reused.
         state.fences = {}
 
-    def _applied(self, shard: int, state: _Shard, record: Record) -> None:
+    def _moved(self, shard: int, state: _Shard, record: Record) -> None:
         if record.version != state.version + 1:
             raise _broken(shard, record, f"version {state.version + 1} is next")
+        state.version = record.version
+
+    def _check_read(self, shard: int, state: _Shard, record: Record, version: int) -> None:
         incarnation, read = record.reads[shard]
         if incarnation != state.incarnation:
             raise _broken(shard, record, "it was computed from another life")
-        staleness = state.version - read
+        staleness = version - read
         if not staleness == record.staleness >= 0:
             raise _broken(shard, record, f"its staleness is {staleness}")
         if self._limit is not None and staleness >= self._limit:
             raise _broken(shard, record, f"its staleness is cut off at {self._limit}")
-        state.version = record.version
 
     def _book(self, shard: int, state: _Shard, record: Record) -> None:
         where = (record.epoch, record.fragment)
@@ -171,7 +192,7 @@ def account(traces: Sequence[Iterable[Record]], plan: FragmentPlan, epochs: int)
             if record.epoch not in counts:
                 counts[record.epoch] = (np.zeros_like(sizes), np.zeros_like(sizes))
             applied, dropped = counts[record.epoch]
-            target = applied if record.kind == trace.APPLIED else dropped
+            target = dropped if record.kind == trace.DROPPED else applied
             target[record.fragment, record.first : record.stop] += 1
         rows += [
             _row(epoch, shard, sizes, *counts[epoch]) for epoch in range(epochs) if epoch in counts

@@ -31,13 +31,14 @@ class LeaseDesk:
         outbox: where commands to servers are kept until they are answered.
         generation: how often the run was resumed; all numbers begin above the predecessors'.
         uses_clocks: whether workers may have to wait for each other.
+        open_epochs: so many epochs may be worked on at a time.
     """
 
     def __init__(
         self, plan: FragmentPlan, epochs: int, shards: int, workers: Sequence[WorkerEntry],
-        outbox: Outbox, *, generation: int, uses_clocks: bool,
+        outbox: Outbox, *, generation: int, uses_clocks: bool, open_epochs: int,
     ) -> None:  # fmt: skip
-        self.book = WorkBook(plan, epochs, shards, (generation << 40) + 1)
+        self.book = WorkBook(plan, epochs, shards, (generation << 40) + 1, open_epochs)
         self._next_session = (generation << 20) + 1
         self._workers = workers
         self._outbox = outbox

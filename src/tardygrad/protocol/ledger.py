@@ -109,6 +109,10 @@ class Ledger:
         """How many epochs from the first on are booked whole."""
         return next(e for e in range(len(self._complete) + 1) if e not in self._complete)
 
+    def is_complete(self, epoch: int) -> bool:
+        """Whether the epoch is booked whole."""
+        return epoch in self._complete
+
     def complete(self) -> tuple[int, ...]:
         """The epochs that are booked whole."""
         return tuple(sorted(self._complete))

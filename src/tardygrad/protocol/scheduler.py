@@ -65,6 +65,7 @@ class SchedulerSettings:
     backoff_max_s: float
     checkpoint_every_s: float
     uses_clocks: bool
+    open_epochs: int = 2
     generation: int = 0
     first_step: int = 1
     epochs_reported: int = 0
@@ -89,7 +90,7 @@ class Scheduler:
         self.round = CheckpointRound(s.shards, s.first_step, self.outbox)
         self._desk = LeaseDesk(
             s.plan, s.epochs, s.shards, self.workers, self.outbox,
-            generation=s.generation, uses_clocks=s.uses_clocks,
+            generation=s.generation, uses_clocks=s.uses_clocks, open_epochs=s.open_epochs,
         )  # fmt: skip
         self.book = self._desk.book
         self.book.forget_ended(s.epochs_reported)

@@ -9,7 +9,9 @@ Theory of operation. Each push meets four questions, in this order:
    is refused, so that its samples are leased again with the border as a cut.
 3. *Staleness.* Version at application minus version read; the policy scales, drops, or asks for
    the batches to be computed again.
-4. Otherwise it is applied: the version grows by one and the ledger books it in the same event.
+4. Otherwise it is applied: the version grows by one and the ledger books it in the same event. Or,
+   where the admission rule has rounds, it is booked and gathered; the commit that ends its round
+   makes the next version.
 
 Reports to the scheduler (a fragment is whole) are repeated until they are seen.
 """
@@ -19,15 +21,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from tardygrad.admission import AtOnce
 from tardygrad.consistency import ASP, SSP
 from tardygrad.data.fragments import FragmentPlan
 from tardygrad.errors import InvariantViolation
 from tardygrad.protocol import events as ev
 from tardygrad.protocol import trace
-from tardygrad.protocol.clocks import ClockTable
+from tardygrad.protocol.clocks import NOBODY, ClockTable
 from tardygrad.protocol.effects import (
     Apply,
+    Commit,
     Effect,
+    Gather,
     Log,
     PublishClock,
     SaveSnapshot,
@@ -35,6 +40,7 @@ from tardygrad.protocol.effects import (
     SendParameters,
 )
 from tardygrad.protocol.ledger import AHEAD, KNOWN, NEW, Ledger
+from tardygrad.protocol.rounds import Round, Rule
 from tardygrad.staleness import StalenessPolicy
 
 WORKER = "worker"
@@ -51,6 +57,7 @@ class ServerSettings:
         workers: int,
         staleness: StalenessPolicy,
         consistency: ASP | SSP,
+        admission: Rule | None = None,
         resend_s: float,
     ) -> None:
         self.lineage = lineage
@@ -58,6 +65,7 @@ class ServerSettings:
         self.workers = workers
         self.staleness = staleness
         self.consistency = consistency
+        self.admission: Rule = admission or AtOnce()
         self.resend_s = resend_s
 
 
@@ -84,6 +92,10 @@ class Server:
         if snapshot is not None:
             self.version = int(snapshot["version"])
             self.ledger = Ledger.from_state(settings.plan, snapshot["ledger"])
+        self._gathers = settings.admission.gathers
+        self.round = Round(settings.admission)
+        if snapshot is not None and self._gathers and "round" in snapshot:
+            self.round = Round.from_state(settings.admission, snapshot["round"])
         self._clocks = ClockTable()
         self._published = 0
         self._waiting: list[ev.PullAsked] = []
@@ -94,6 +106,7 @@ class Server:
         self._snapshot_step = restored_step
         self._snapshot_answer: ev.Event | None = None
         self._keeps_clocks = settings.consistency.uses_clocks
+        self._has_members = self._keeps_clocks or settings.admission.waits
         self._handlers: dict[type, Callable[[Any, float], list[Effect]]] = {
             ev.Push: self._push,
             ev.PullAsked: self._pull,
@@ -159,18 +172,38 @@ class Server:
             applied=verdict.accepted,
         )
         effects: list[Effect] = []
-        if verdict.accepted:
+        if not verdict.accepted:
+            effects.append(Log(self._record(push, trace.DROPPED, staleness, 0.0)))
+            effects.append(self._ack(push, ev.DROPPED, verdict.reason))
+        elif self._gathers:
+            weight = verdict.scale * push.samples
+            self.round.take(push.worker, push.session, weight, consumed, now)
+            record = self._record(push, trace.GATHERED, staleness, verdict.scale)
+            effects.append(Gather(push, weight, record))
+            effects.append(self._ack(push, ev.APPLIED, ""))
+        else:
             self.version += 1
             record = self._record(push, trace.APPLIED, staleness, verdict.scale)
             effects.append(Apply(push, verdict.scale, consumed, record))
             effects.append(self._ack(push, ev.APPLIED, ""))
-        else:
-            effects.append(Log(self._record(push, trace.DROPPED, staleness, 0.0)))
-            effects.append(self._ack(push, ev.DROPPED, verdict.reason))
+        if self._gathers:
+            epoch_over = whole and self.ledger.is_complete(push.epoch)
+            effects += self._end_round(now, epoch_over=epoch_over)
         effects += self._tell_clock(push)
         if whole:
             effects.append(self._report(push.epoch, push.fragment, now))
         return effects
+
+    def _end_round(self, now: float, *, epoch_over: bool = False) -> list[Effect]:
+        if not self.round.over(self._clocks.members, now, epoch_over=epoch_over):
+            return []
+        return [*self._commit(), *self._publish_clock()]
+
+    def _commit(self) -> list[Effect]:
+        self.version += 1
+        consumed, gathered = self.round.consumed, self.round.commit()
+        record = trace.Record(trace.COMMITTED, self.incarnation, self.version, seq=gathered)
+        return [Commit(consumed, record)]
 
     def _record(self, push: ev.Push, kind: int, staleness: int, scale: float) -> trace.Record:
         return trace.Record(
@@ -214,7 +247,12 @@ class Server:
         return self._publish_clock()
 
     def _publish_clock(self) -> list[Effect]:
+        if not self._has_members:
+            return []
         clock = self._clocks.published
+        if not self._keeps_clocks and clock != NOBODY:
+            # Where workers wait for commits, the shard's clock counts those.
+            clock = self.version
         if clock == self._published:
             return []
         self._published = clock
@@ -236,7 +274,7 @@ class Server:
     def _members_changed(self, event: ev.MembersChanged, now: float) -> list[Effect]:
         self._clocks.change(event)
         seen = Send(ev.SCHEDULER, ev.MembersSeen(self.shard, event.generation))
-        return [seen, *self._publish_clock()]
+        return [seen, *self._end_round(now), *self._publish_clock()]
 
     # --- the scheduler's wishes ---------------------------------------------------------------
 
@@ -247,9 +285,7 @@ class Server:
                 trace.RESTORED, self.incarnation, self.version, seq=self.restored_step
             )
             effects.append(Log(record))
-        if self._keeps_clocks:
-            effects += self._publish_clock()
-        return [*effects, self._ready()]
+        return [*effects, *self._publish_clock(), self._ready()]
 
     def _server_seen(self, event: ev.ServerSeen, now: float) -> list[Effect]:
         self._seen = self._seen or event.incarnation == self.incarnation
@@ -294,14 +330,18 @@ class Server:
             # late must not change a checkpoint that is complete.
             answer = self._snapshot_answer if event.step == self._snapshot_step else None
             return [] if answer is None else [Send(ev.SCHEDULER, answer)]
+        effects: list[Effect] = []
+        if event.floor and self.round.gathered:
+            # The run's last snapshot: nothing will come that could end this round.
+            effects += self._commit()
         self.floor = max(self.floor, event.floor)
         self._snapshot_step, self._snapshot_answer = event.step, None
         record = trace.Record(trace.SNAPSHOT, self.incarnation, self.version, seq=event.step)
-        state = self.ledger.state()
-        return [
-            Log(record),
-            SaveSnapshot(event.step, self.version, self.ledger.consumed, state),
-        ]
+        state: dict[str, Any] = {"ledger": self.ledger.state()}
+        if self._gathers:
+            state["round"] = self.round.state()
+        saved = SaveSnapshot(event.step, self.version, self.ledger.consumed, state)
+        return [*effects, Log(record), saved]
 
     def _snapshot_written(self, event: ev.SnapshotWritten, now: float) -> list[Effect]:
         message: ev.Event
@@ -321,6 +361,7 @@ class Server:
 
     def _tick(self, event: ev.Tick, now: float) -> list[Effect]:
         effects: list[Effect] = [] if self._seen else [self._ready()]
+        effects += self._end_round(now)
         for number, (sent, report) in self._unseen.items():
             if now - sent >= self.settings.resend_s:
                 self._unseen[number] = (now, report)

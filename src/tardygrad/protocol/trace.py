@@ -26,6 +26,8 @@ DROPPED = 3
 REFUSED = 4
 RESTORED = 5
 SNAPSHOT = 6
+GATHERED = 7
+COMMITTED = 8
 
 KIND_NAMES = {
     APPLIED: "applied",
@@ -34,7 +36,13 @@ KIND_NAMES = {
     REFUSED: "refused",
     RESTORED: "restored",
     SNAPSHOT: "snapshot",
+    GATHERED: "gathered",
+    COMMITTED: "committed",
 }
+
+
+BOOKED = (APPLIED, GATHERED, DROPPED)
+"""The kinds that book samples in the ledger."""
 
 
 class Record(NamedTuple):
@@ -42,6 +50,8 @@ class Record(NamedTuple):
 
     ``version`` is the shard's version after the record. For SNAPSHOT and RESTORED, ``seq`` is the
     snapshot's step (0: the run's beginning), and ``incarnation`` the one that wrote the record.
+    GATHERED books an update in the open round, with ``scale`` as the staleness policy's factor on
+    its weight; COMMITTED applies the mean of a round of ``seq`` updates.
     """
 
     kind: int
@@ -137,7 +147,7 @@ def _decode(data: bytes, offset: int, shards: int) -> Record | None:
 
 
 def surviving(records: list[Record]) -> list[Record]:
-    """The APPLIED and DROPPED records that no later restoration rolled back.
+    """The records that book samples and that no later restoration rolled back.
 
     A snapshot holds what stood in the trace before its own record, so a restoration to ``step``
     goes on from the newest SNAPSHOT of that step; step 0 is the run's beginning. Snapshots of a
@@ -159,7 +169,7 @@ def surviving(records: list[Record]) -> list[Record]:
                 )
             begins.append(snapshots[record.seq])
             lives.append([])
-        elif record.kind in (APPLIED, DROPPED):
+        elif record.kind in BOOKED:
             lives[-1].append(record)
     life, length = len(lives) - 1, len(lives[-1])
     kept = [lives[life][:length]]

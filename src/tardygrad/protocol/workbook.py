@@ -6,8 +6,8 @@ first leased, and *done* once every shard has booked it whole. A fragment whose 
 have answered is it *pending*, to be leased again from the lowest batch that some shard lacks. So no
 two leases of a fragment can both change a shard.
 
-At most two epochs are open at a time: workers that find an epoch exhausted go on with the next one
-while others finish, but nobody gets further ahead.
+At most two epochs are open at a time (one, if the admission rule says so): workers that find an
+epoch exhausted go on with the next one while others finish, but nobody gets further ahead.
 """
 
 from __future__ import annotations
@@ -44,12 +44,15 @@ class _Fencing:
 class WorkBook:
     """Pure bookkeeping; the scheduler is its only user."""
 
-    def __init__(self, plan: FragmentPlan, epochs: int, shards: int, first_fence: int) -> None:
+    def __init__(
+        self, plan: FragmentPlan, epochs: int, shards: int, first_fence: int, open_epochs: int = 2
+    ) -> None:
         self.plan = plan
         self.epochs = epochs
         self.leases: dict[int, Lease] = {}
         self.fencing: dict[Fragment, _Fencing] = {}
         self.next_fence = first_fence
+        self._open_epochs = open_epochs
         self._fragments = plan.fragments_per_epoch
         self._shards = range(shards)
         self._books: list[_EpochBook] = []
@@ -90,7 +93,7 @@ class WorkBook:
     def _fresh_epoch(self) -> int | None:
         if self._books and self._books[-1].issued < self._fragments:
             return len(self._books) - 1
-        if len(self._books) < self.epochs and len(self._unfinished) < 2:
+        if len(self._books) < self.epochs and len(self._unfinished) < self._open_epochs:
             return len(self._books)
         return None
 

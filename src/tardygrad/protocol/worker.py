@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tardygrad.consistency import ASP, SSP
+from tardygrad.consistency import ASP, NO_NEED, SSP
 from tardygrad.errors import InvariantViolation
 from tardygrad.protocol import events as ev
 from tardygrad.protocol.clocks import NOBODY
@@ -42,14 +42,16 @@ class WorkerSettings:
         exchange_period: int,
         in_flight: int,
         consistency: ASP | SSP,
+        awaits_commit: bool = False,
         resend_s: float,
     ) -> None:
         self.lineage = lineage
         self.shards = tuple(range(shards))
         self.exchange_period = exchange_period
         # A read must include the worker's own writes where clocks bound the staleness.
-        self.in_flight = 0 if consistency.uses_clocks else in_flight
+        self.in_flight = 0 if consistency.uses_clocks or awaits_commit else in_flight
         self.consistency = consistency
+        self.awaits_commit = awaits_commit
         self.resend_s = resend_s
 
 
@@ -129,8 +131,14 @@ class Worker:
         return [self._pull_effect()]
 
     def _pull_effect(self) -> Pull:
+        return Pull(self._seq, self._needs(), self._fresh)
+
+    def _needs(self) -> tuple[int, ...]:
+        if self.settings.awaits_commit:
+            # Its last update is in the round that follows what it read.
+            return () if self._fresh else tuple(version + 1 for _, version in self._reads)
         need = self.settings.consistency.need(self.clock)
-        return Pull(self._seq, need, self._fresh)
+        return () if need == NO_NEED else (need,) * len(self.settings.shards)
 
     def _take_up(self) -> bool:
         lease = self.upcoming
@@ -158,7 +166,7 @@ class Worker:
             return []
         lease = self.lease
         assert lease is not None
-        if self.clock < event.clock < NOBODY:
+        if self.settings.consistency.uses_clocks and self.clock < event.clock < NOBODY:
             self.clock = event.clock
         self._reads = event.reads
         self._fresh = False

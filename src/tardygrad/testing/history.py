@@ -60,7 +60,7 @@ class History:
         """A shard wrote a record in its trace."""
         self.records[shard].append(record)
         self._auditor.feed(shard, record)
-        if self.stretches[-1].closed and record.kind in (trace.APPLIED, trace.DROPPED):
+        if self.stretches[-1].closed and record.kind in trace.BOOKED:
             raise InvariantViolation(f"after the end shard {shard} still takes in {record}")
 
     def handled(
