@@ -142,7 +142,7 @@ class AsyncSGD(Method):
     def serial_optimizer(self, parameters: list[torch.Tensor]) -> torch.optim.Optimizer | None:
         """The servers' optimizer over the whole model, where nothing is done beside it."""
         beside = (self.weight_decay, self.clip_norm, self.clip_value, self.keeps_replica)
-        plain = not any(beside) and self.schedule == Constant()
+        plain = not any(beside) and self.schedule == Constant() and not self.admission.gathers
         return self.optimizer.build(*parameters) if plain else None
 
     def learning_rate(self, consumed: int) -> float:

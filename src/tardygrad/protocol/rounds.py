@@ -37,6 +37,14 @@ class Round:
         if enough is not None and self.gathered >= enough and self._enough_since is None:
             self._enough_since = now
 
+    def passes(self, worker: int, session: int) -> None:
+        """A worker has pushed what cannot be gathered; the round does not wait for it.
+
+        Its other shards may have gathered the same update: if they and this one waited for
+        different workers, those would wait for each other.
+        """
+        self._contributors[(worker, session)] = None
+
     def over(self, members: list[tuple[int, int]], now: float, *, epoch_over: bool) -> bool:
         """Whether the round ends now; ``members`` as ``(worker, session)``."""
         if not self.gathered:

@@ -138,7 +138,8 @@ class Server:
             return self._new(push, now)
         if place == KNOWN:
             effects = self._answer(push, ev.DUPLICATE, "booked before", trace.DUPLICATE)
-            return effects + self._tell_clock(push)
+            self.round.passes(push.worker, push.session)
+            return effects + self._end_round(now) + self._tell_clock(push)
         if place == AHEAD:
             # On record, because a worker's later steps may depend on this one, even if it is lost.
             reason = "earlier batches have not arrived"
@@ -175,6 +176,7 @@ class Server:
         if not verdict.accepted:
             effects.append(Log(self._record(push, trace.DROPPED, staleness, 0.0)))
             effects.append(self._ack(push, ev.DROPPED, verdict.reason))
+            self.round.passes(push.worker, push.session)
         elif self._gathers:
             weight = verdict.scale * push.samples
             self.round.take(push.worker, push.session, weight, consumed, now)

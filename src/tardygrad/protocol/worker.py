@@ -88,6 +88,8 @@ class Worker:
         self._seq = self._ask = incarnation << 32
         self._phase_since = 0.0
         self._reads: tuple[ev.Read, ...] = ()
+        # For each shard the version that its last update will be a part of, if it is gathered.
+        self._awaited = [NO_NEED] * len(settings.shards)
         self._received = 0
         self._asked: ev.LeaseAsked | None = None
         self._asked_at = 0.0
@@ -135,8 +137,7 @@ class Worker:
 
     def _needs(self) -> tuple[int, ...]:
         if self.settings.awaits_commit:
-            # Its last update is in the round that follows what it read.
-            return () if self._fresh else tuple(version + 1 for _, version in self._reads)
+            return () if self._fresh else tuple(self._awaited)
         need = self.settings.consistency.need(self.clock)
         return () if need == NO_NEED else (need,) * len(self.settings.shards)
 
@@ -232,6 +233,9 @@ class Worker:
 
     def _answered(self, event: ev.Acked, entry: _Outstanding, now: float) -> list[Effect]:
         entry.waiting.discard(event.shard)
+        gathered = event.outcome == ev.APPLIED
+        version = entry.push.reads[event.shard][1]
+        self._awaited[event.shard] = version + 1 if gathered else NO_NEED
         if entry.waiting:
             return []
         del self.outstanding[event.seq]

@@ -129,17 +129,37 @@ def _with_more(schedule: Schedule, rng: random.Random) -> Schedule:
     disk = Duration(distribution="uniform", mean_s=mean_s, spread=mean_s)
     schedule = dataclasses.replace(schedule, disk=disk)
     if schedule.seed % TORCH_EVERY or schedule.samples > _TORCH_SAMPLES:
-        return schedule
+        return _with_rounds(schedule, rng)
     adam = {"class": "Adam", "arguments": {"lr": 0.01}}
     momentum = {"class": "SGD", "arguments": {"lr": 0.05, "momentum": 0.9}}
     method = {"mixing": rng.choice((1.0, 0.5)), "optimizer": rng.choice((adam, momentum))}
-    return dataclasses.replace(
+    schedule = dataclasses.replace(
         schedule,
         # Batches of one sample have no variance.
         samples=schedule.samples + (schedule.samples % BATCH == 1),
         settings=merge(schedule.settings, {"method": method, "threads": 1}),
         model="torch",
     )
+    return _with_rounds(schedule, rng)
+
+
+def _with_rounds(schedule: Schedule, rng: random.Random) -> Schedule:
+    method = schedule.settings["method"]
+    # What counts samples would see the mean of a round.
+    if schedule.model == "counting" or method["consistency"]["name"] != "asp" or rng.random() < 0.3:
+        return schedule
+    count = rng.randint(1, 5)
+    admission = rng.choice(
+        (
+            {"name": "quorum"},
+            {"name": "quorum", "count": count},
+            {"name": "quorum", "count": count, "grace_s": rng.choice((0.01, 0.1, 1.0))},
+            {"name": "collect", "count": count},
+            {"name": "whole_epoch"},
+        )
+    )
+    settings = merge(schedule.settings, {"method": {"admission": admission}})
+    return dataclasses.replace(schedule, settings=settings)
 
 
 def _network() -> nn.Module:
