@@ -127,7 +127,7 @@ def run(
         data = registry.load(config.data, (by_value or {}).get("data"))
         adapter = build(config.model, config.seed, by_value, config.device)
         # The cut of the data is settled once: a resumed run may have other workers.
-        settled = {"fragment_batches": config.fragment_batches_for(len(data[0]))}
+        settled = {"fragment_batches": _fragment_batches(config, len(data[0]))}
         config = config.model_copy(update=settled)
         job = _job(config, data, adapter, by_value or {})
         check_first_batch(job)
@@ -201,6 +201,15 @@ def job_of_run(run: str | os.PathLike[str], by_value: Mapping[str, Any] | None =
     objects = {**_kept_by_value(directory), **(by_value or {})}
     data = registry.load(config.data, objects.get("data"))
     return _job(config, data, build(config.model, config.seed, objects), objects)
+
+
+def _fragment_batches(config: RunConfig, samples: int) -> int:
+    usual = config.fragment_batches_for(samples)
+    if config.fragment_batches is not None:
+        return usual
+    batches = -(-samples // config.batch_size)
+    method = parse(config.method)
+    return method.fragment_batches(usual, batches=batches, workers=config.workers)
 
 
 def _job(

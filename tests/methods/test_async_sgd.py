@@ -12,8 +12,9 @@ from torch import nn
 from tardygrad.errors import ConfigError
 from tardygrad.layout import ALIGN
 from tardygrad.methods import find, names, parse
-from tardygrad.methods.async_sgd import AsyncSGD, AsyncSGDServer, AsyncSGDWorker
+from tardygrad.methods.async_sgd import AsyncSGD, AsyncSGDWorker
 from tardygrad.methods.base import Step
+from tardygrad.methods.rules.optimizers import OptimizerServer
 from tardygrad.models.torch import TorchAdapter
 
 
@@ -69,7 +70,7 @@ def weight(adapter: TorchAdapter) -> float:
     return float(adapter.read()[0])
 
 
-def server(value: float = 2.0, **settings: Any) -> AsyncSGDServer:
+def server(value: float = 2.0, **settings: Any) -> OptimizerServer:
     return method(**settings).server_rule(torch.full((ALIGN,), value))
 
 
@@ -77,7 +78,7 @@ def sgd(**arguments: Any) -> dict[str, Any]:
     return {"class": "SGD", "arguments": {"lr": 0.5, **arguments}}
 
 
-def apply(rule: AsyncSGDServer, *updates: float, scale: float = 1.0, consumed: int = 0) -> float:
+def apply(rule: OptimizerServer, *updates: float, scale: float = 1.0, consumed: int = 0) -> float:
     for update in updates:
         rule.apply(torch.full((ALIGN,), update), scale, consumed)
     return float(rule.parameters[0])

@@ -11,7 +11,8 @@ import torch
 
 import tardygrad.methods
 from tardygrad.methods import names
-from tardygrad.methods.async_sgd import AsyncSGD, AsyncSGDServer, AsyncSGDWorker
+from tardygrad.methods.async_sgd import AsyncSGD, AsyncSGDWorker
+from tardygrad.methods.rules.optimizers import OptimizerServer
 from tardygrad.testing.battery import check_method
 
 VARIANTS: list[dict[str, Any]] = [
@@ -36,7 +37,7 @@ def test_asynchronous_sgd_conforms_however_it_is_set(settings: dict[str, Any]) -
 # --- the battery can fail -----------------------------------------------------------------------
 
 
-class ForgetfulServer(AsyncSGDServer):
+class ForgetfulServer(OptimizerServer):
     """Keeps its momentum to itself."""
 
     def state(self) -> dict[str, torch.Tensor]:
@@ -56,17 +57,17 @@ class Broken(AsyncSGD):
         optimizer={"class": "SGD", "arguments": {"lr": 0.05, "momentum": 0.9}}
     ).optimizer
     worker: ClassVar[type[AsyncSGDWorker]] = AsyncSGDWorker
-    server: ClassVar[type[AsyncSGDServer]] = AsyncSGDServer
+    server: ClassVar[type[OptimizerServer]] = OptimizerServer
 
     def worker_rule(self, adapter: Any) -> AsyncSGDWorker:
         return self.worker(self, adapter)
 
-    def server_rule(self, parameters: torch.Tensor) -> AsyncSGDServer:
-        return self.server(self, parameters)
+    def server_rule(self, parameters: torch.Tensor) -> OptimizerServer:
+        return self.server(self.optimizer, self.schedule, parameters)
 
 
 class Forgetful(Broken):
-    server: ClassVar[type[AsyncSGDServer]] = ForgetfulServer
+    server: ClassVar[type[OptimizerServer]] = ForgetfulServer
 
 
 class Lazy(Broken):

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tardygrad.consistency import ASP, SSP
+from tardygrad.data.fragments import FragmentPlan
 from tardygrad.errors import InvariantViolation
 from tardygrad.protocol import effects as ef
 from tardygrad.protocol import events as ev
@@ -15,6 +16,7 @@ from tardygrad.protocol.clocks import NOBODY
 from tardygrad.protocol.worker import COMPUTING, GONE, IDLE, PULLING, Worker, WorkerSettings
 
 RESEND_S = 1.0
+PLAN = FragmentPlan(samples=40_000, batch_size=4, fragment_batches=100, seed=0)
 
 
 def worker(
@@ -22,7 +24,7 @@ def worker(
     incarnation: int = 0,
 ) -> Worker:  # fmt: skip
     settings = WorkerSettings(
-        lineage=7, shards=shards, exchange_period=period, in_flight=in_flight,
+        lineage=7, shards=shards, exchange_period=lambda _: period, plan=PLAN, in_flight=in_flight,
         consistency=consistency or ASP(), resend_s=RESEND_S,
     )  # fmt: skip
     return Worker(3, settings, incarnation=incarnation)

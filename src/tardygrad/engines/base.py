@@ -160,7 +160,8 @@ class Job:
         settings = WorkerSettings(
             lineage=self.lineage,
             shards=len(self.ranges),
-            exchange_period=self.method.exchange_period,
+            exchange_period=self.method.period_at,
+            plan=self.plan,
             in_flight=self.method.in_flight,
             consistency=self.method.consistency,
             awaits_commit=self.method.admission.waits,

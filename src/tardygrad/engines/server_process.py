@@ -241,9 +241,7 @@ class _ServerProcess:
         self.trace.write(effect.record)
         self._write(effect.record, lambda out: self.host.commit(effect, out=out))
 
-    def _write(
-        self, record: trace.Record, change: Callable[[torch.Tensor | None], object]
-    ) -> None:
+    def _write(self, record: trace.Record, change: Callable[[torch.Tensor | None], object]) -> None:
         arena, shard, host = self.arena, self.shard, self.host
         copy = arena.begin_write(shard)
         if arena.geometry.copies == 1:

@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 
 from tardygrad.errors import StorageError
-from tardygrad.methods.base import Method
+from tardygrad.methods.base import Method, Origin
 from tardygrad.protocol.effects import Apply, Commit, Gather
 from tardygrad.protocol.trace import Encoder, Record, file_header
 from tardygrad.storage.traces import whole_until
@@ -178,7 +178,8 @@ class ShardHost:
 
         With ``out`` the new parameters are left there, otherwise they change in place.
         """
-        self.rule.apply(update, effect.scale, effect.consumed, out)
+        origin = Origin(effect.push.worker, effect.record.staleness)
+        self.rule.apply(update, effect.scale, effect.consumed, out, origin)
         if self._table is not None and buffers is not None and self.buffers is not None:
             self._table.put(effect.push.worker, buffers)
             self.buffers.copy_(self._table.mean())

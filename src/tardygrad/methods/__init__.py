@@ -15,7 +15,7 @@ from typing import Any
 from tardygrad.errors import ConfigError, unknown
 from tardygrad.methods.base import Method
 
-_NOT_METHODS = {"base", "schedules"}
+_NOT_METHODS = {"base", "rules", "schedules"}
 
 
 def names() -> list[str]:

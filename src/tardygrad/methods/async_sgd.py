@@ -34,97 +34,25 @@ the learning rate or the momentum as workers are added.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field
 
-from tardygrad.errors import unknown
-from tardygrad.methods.base import Method, Outcome, Step
-from tardygrad.methods.schedules import Constant, Schedule
-from tardygrad.sections import Section
+from tardygrad.methods.base import Outcome, Step
+from tardygrad.methods.rules.gradients import GradientMethod, gradient
 
 if TYPE_CHECKING:
     from tardygrad.models.base import ModelAdapter
 
 
-_NOT_ON_A_SHARD = ("LBFGS", "Muon", "SparseAdam")
-
-
-def _optimizers() -> list[str]:
-    found = inspect.getmembers(torch.optim, inspect.isclass)
-    return [
-        name
-        for name, value in found
-        if issubclass(value, torch.optim.Optimizer) and name not in ("Optimizer", *_NOT_ON_A_SHARD)
-    ]
-
-
-class OptimizerConfig(Section):
-    """A class of ``torch.optim`` and its keyword arguments (``lr`` among them)."""
-
-    model_config = ConfigDict(populate_by_name=True)
-
-    class_name: str = Field(default="SGD", alias="class")
-    arguments: dict[str, Any] = Field(default_factory=lambda: {"lr": 0.05})
-
-    @model_validator(mode="after")
-    def _exists(self) -> OptimizerConfig:
-        found = getattr(torch.optim, self.class_name, None)
-        if not (inspect.isclass(found) and issubclass(found, torch.optim.Optimizer)):
-            raise ValueError(unknown("optimizer of torch.optim", self.class_name, _optimizers()))
-        if self.class_name in _NOT_ON_A_SHARD:
-            raise ValueError(
-                f"{self.class_name} cannot run on a shard (it needs a closure, matrices or rows)"
-            )
-        rate = self.arguments.get("lr")
-        if not isinstance(rate, int | float) or isinstance(rate, bool):
-            raise ValueError("arguments must contain a number lr, the learning rate")
-        self._check_values(found)
-        return self
-
-    def _check_values(self, optimizer: type[torch.optim.Optimizer]) -> None:
-        # Building one loads a second's worth of modules, but it looks at its arguments before it
-        # finds that it has no parameters.
-        try:
-            inspect.signature(optimizer).bind([], **self.arguments)
-            optimizer([], **self.arguments)
-        except Exception as error:
-            if str(error) != "optimizer got an empty parameter list":
-                values = ", ".join(f"{key}={value!r}" for key, value in self.arguments.items())
-                raise ValueError(f"torch.optim.{self.class_name}({values}): {error}") from error
-
-    @property
-    def learning_rate(self) -> float:
-        """The base learning rate."""
-        return float(self.arguments["lr"])
-
-    def build(self, *parameters: torch.Tensor) -> torch.optim.Optimizer:
-        """The optimizer over these tensors."""
-        built: torch.optim.Optimizer = getattr(torch.optim, self.class_name)(
-            parameters, **self.arguments
-        )
-        return built
-
-
-class AsyncSGD(Method):
+class AsyncSGD(GradientMethod):
     """Settings of asynchronous SGD; see the module's text for the formula."""
 
     name: Literal["async_sgd"] = "async_sgd"
-    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
-    """The servers' optimizer, any of ``torch.optim``, on the flat shard."""
-    schedule: Schedule = Field(default_factory=Constant)
-    """Factor on the learning rate over consumed samples."""
     mixing: float = Field(default=1.0, gt=0, le=1)
     """beta: 1 takes the pulled parameters as they are; less keeps part of the own replica."""
-    weight_decay: float = Field(default=0.0, ge=0)
-    """lambda: ``lambda * x`` is added to each gradient, at the worker, before clipping."""
-    clip_norm: float | None = Field(default=None, gt=0)
-    """Largest global 2-norm of a gradient."""
-    clip_value: float | None = Field(default=None, gt=0)
-    """Largest magnitude of an element of a gradient."""
 
     @property
     def keeps_replica(self) -> bool:
@@ -135,19 +63,10 @@ class AsyncSGD(Method):
         """The rule of one worker over its own model."""
         return AsyncSGDWorker(self, adapter)
 
-    def server_rule(self, parameters: torch.Tensor) -> AsyncSGDServer:
-        """The rule of one shard, over a tensor that it changes in place."""
-        return AsyncSGDServer(self, parameters)
-
     def serial_optimizer(self, parameters: list[torch.Tensor]) -> torch.optim.Optimizer | None:
         """The servers' optimizer over the whole model, where nothing is done beside it."""
-        beside = (self.weight_decay, self.clip_norm, self.clip_value, self.keeps_replica)
-        plain = not any(beside) and self.schedule == Constant() and not self.admission.gathers
+        plain = self.is_plain and not self.keeps_replica and not self.admission.gathers
         return self.optimizer.build(*parameters) if plain else None
-
-    def learning_rate(self, consumed: int) -> float:
-        """The learning rate after ``consumed`` samples."""
-        return self.optimizer.learning_rate * self.schedule.factor(consumed)
 
 
 class AsyncSGDWorker:
@@ -186,72 +105,9 @@ class AsyncSGDWorker:
         total = 0.0
         count = 0
         for step in steps:
-            total += adapter.gradient(step.batch, step.seed)
-            if method.weight_decay:
-                adapter.decay(method.weight_decay)
-            if method.clip_norm is not None:
-                adapter.clip_norm(method.clip_norm)
-            if method.clip_value is not None:
-                adapter.clip_value(method.clip_value)
+            total += gradient(adapter, method, step)
             adapter.write_gradient(out, add=count > 0)
             count += 1
             if self._steps_locally:
                 adapter.step(method.learning_rate(step.consumed))
         return Outcome(total / max(count, 1), count)
-
-
-class AsyncSGDServer:
-    """A ``torch.optim`` optimizer over one flat shard."""
-
-    def __init__(self, method: AsyncSGD, parameters: torch.Tensor) -> None:
-        self._method = method
-        self._constant_rate = isinstance(method.schedule, Constant) and not method.schedule.warmup
-        self._rate = method.optimizer.learning_rate
-        self._parameter = torch.nn.Parameter(parameters)
-        self._optimizer = method.optimizer.build(self._parameter)
-        self._group = self._optimizer.param_groups[0]
-        self._is_plain = type(self._optimizer) is torch.optim.SGD and not any(
-            self._group[key] for key in ("momentum", "weight_decay", "maximize", "nesterov")
-        )
-
-    @property
-    def parameters(self) -> torch.Tensor:
-        """The shard, float32 ``[size]``."""
-        return self._parameter.data
-
-    def apply(
-        self,
-        update: torch.Tensor,
-        scale: float,
-        consumed: int,
-        out: torch.Tensor | None = None,
-    ) -> None:
-        """One optimizer step with the update as the gradient, the rate times ``scale``."""
-        rate = self._rate if self._constant_rate else self._method.learning_rate(consumed)
-        rate = rate if scale == 1.0 else rate * scale
-        if self._is_plain:
-            # What torch.optim.SGD does, to the bit, without its bookkeeping: a third of the time.
-            current = self._parameter.data
-            torch.add(current, update, alpha=-rate, out=current if out is None else out)
-            if out is not None:
-                self._parameter.data = out
-            return
-        self._group["lr"] = rate
-        self._parameter.grad = update
-        self._optimizer.step()
-        self._parameter.grad = None
-        if out is not None:
-            out.copy_(self._parameter.data)
-
-    def state(self) -> dict[str, torch.Tensor]:
-        """Copies of the optimizer's tensors (momentum and the like) and numbers."""
-        entries = self._optimizer.state.get(self._parameter, {})
-        return {
-            key: torch.as_tensor(value).detach().clone()
-            for key, value in entries.items()
-            if value is not None
-        }
-
-    def load_state(self, state: dict[str, torch.Tensor]) -> None:
-        """Take up what :meth:`state` returned."""
-        self._optimizer.state[self._parameter] = {k: v.clone() for k, v in state.items()}

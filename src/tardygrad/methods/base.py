@@ -43,6 +43,17 @@ class Outcome(NamedTuple):
     batches: int
 
 
+class Origin(NamedTuple):
+    """Whose update is applied, and how many versions lie between its read and its application."""
+
+    worker: int
+    staleness: int
+
+
+NOBODY = Origin(-1, 0)
+"""The mean of a round is nobody's."""
+
+
 class WorkerRule(Protocol):
     """What a worker does between two exchanges. One object serves one session after another."""
 
@@ -78,6 +89,7 @@ class ServerRule(Protocol):
         scale: float,
         consumed: int,
         out: torch.Tensor | None = None,
+        origin: Origin = NOBODY,
     ) -> None:
         """Change the shard by ``update`` (same shape), its learning rate times ``scale``.
 
@@ -129,6 +141,23 @@ class Method(Document):
     def workers_wait(self) -> bool:
         """Whether workers may have to wait for each other."""
         return self.consistency.uses_clocks or self.admission.waits
+
+    def period_at(self, consumed: int) -> int:
+        """Batches of an exchange that begins after ``consumed`` samples, in nominal order."""
+        return self.exchange_period
+
+    def fragment_batches(self, usual: int, *, batches: int, workers: int) -> int:
+        """Batches of a fragment where none are given.
+
+        An exchange does not reach across a fragment's end, so a fragment is as long as one, if
+        there are enough of them for all.
+
+        Args:
+            usual: what every method would do with.
+            batches: batches of an epoch.
+            workers: number of workers.
+        """
+        return max(usual, min(self.exchange_period, batches // workers))
 
     @property
     def keeps_replica(self) -> bool:

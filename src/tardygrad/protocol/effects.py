@@ -212,7 +212,7 @@ class Finished(NamedTuple):
 
 
 Effect: TypeAlias = (
-    Send | Pull | Compute | Publish | Release | Leave | Apply | Gather | Commit | Log | SendParameters | PublishClock
-    | SaveSnapshot | SpawnWorker | KillWorker | SpawnServer | KillServer | CommitCheckpoint
-    | EpochEnded | MemberChanged | Decided | Finished
+    Send | Pull | Compute | Publish | Release | Leave | Apply | Gather | Commit | Log
+    | SendParameters | PublishClock | SaveSnapshot | SpawnWorker | KillWorker | SpawnServer
+    | KillServer | CommitCheckpoint | EpochEnded | MemberChanged | Decided | Finished
 )  # fmt: skip

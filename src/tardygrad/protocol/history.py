@@ -40,7 +40,16 @@ class Life:
         need: the newest state that anything depends on; -1 if nothing does.
     """
 
-    __slots__ = ("_base", "_states", "booked", "incarnation", "moves", "need", "round_since", "start")
+    __slots__ = (
+        "_base",
+        "_states",
+        "booked",
+        "incarnation",
+        "moves",
+        "need",
+        "round_since",
+        "start",
+    )
 
     def __init__(
         self, incarnation: int, start: State | None, version: int, booked: int, since: int | None

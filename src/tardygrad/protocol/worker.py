@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tardygrad.consistency import ASP, NO_NEED, SSP
+from tardygrad.data.fragments import FragmentPlan
 from tardygrad.errors import InvariantViolation
 from tardygrad.protocol import events as ev
 from tardygrad.protocol.clocks import NOBODY
@@ -32,14 +33,18 @@ _NO_SESSION = 0
 
 
 class WorkerSettings:
-    """What a worker must know of the run."""
+    """What a worker must know of the run.
+
+    ``exchange_period`` gives the batches of an exchange that begins after so many samples.
+    """
 
     def __init__(
         self,
         *,
         lineage: int,
         shards: int,
-        exchange_period: int,
+        exchange_period: Callable[[int], int],
+        plan: FragmentPlan,
         in_flight: int,
         consistency: ASP | SSP,
         awaits_commit: bool = False,
@@ -48,6 +53,7 @@ class WorkerSettings:
         self.lineage = lineage
         self.shards = tuple(range(shards))
         self.exchange_period = exchange_period
+        self.plan = plan
         # A read must include the worker's own writes where clocks bound the staleness.
         self.in_flight = 0 if consistency.uses_clocks or awaits_commit else in_flight
         self.consistency = consistency
@@ -178,7 +184,8 @@ class Worker:
         return [Compute(self._seq, lease, self._position, self._range_stop)]
 
     def _next_stop(self, lease: ev.Lease) -> int:
-        stop = min(self._position + self.settings.exchange_period, lease.stop)
+        consumed = self.settings.plan.position(lease.epoch, lease.fragment, self._position)
+        stop = min(self._position + self.settings.exchange_period(consumed), lease.stop)
         for cut in lease.cuts:
             if self._position < cut < stop:
                 return cut

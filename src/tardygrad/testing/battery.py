@@ -121,6 +121,7 @@ def _check_rules(method: Method) -> None:
     adapter = job.build_adapter()
     size = job.layout.parameters_size
     rule = method.worker_rule(adapter)
+    moved = False
     for fresh in (True, False):
         target = rule.target(fresh=fresh)
         _require(target.shape == (size,), f"target() has shape {tuple(target.shape)}")
@@ -131,7 +132,8 @@ def _check_rules(method: Method) -> None:
         outcome = rule.compute(_steps(2), update)
         _require(outcome.batches == 2, f"compute() counts {outcome.batches} batches of 2")
         _require(bool(torch.isfinite(update).all()), "an update is not finite everywhere")
-        _require(bool(update.any()), "an update is zero everywhere")
+        moved = moved or bool(update.any())
+    _require(moved, "every update is zero everywhere")
     rate = method.learning_rate(0)
     _require(rate >= 0, f"the learning rate begins at {rate}")
 
