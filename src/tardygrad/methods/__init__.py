@@ -52,6 +52,24 @@ def parse(document: Mapping[str, Any]) -> Method:
     return find(str(document.get("name"))).model_validate(dict(document))
 
 
+def switch(section: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The section of the method ``name`` for a job that had another ``section``.
+
+    What means the same to both methods goes over (an optimizer's learning rate, say), all else
+    begins with its default.
+
+    Raises:
+        ConfigError: there is no such method.
+    """
+    found = find(name)
+    before = section.get("name")
+    if before == name:
+        return dict(section)
+    shared = find(str(before)).carries if before in names() else ()
+    kept = {key: section[key] for key in found.carries if key in shared and key in section}
+    return {"name": name, **kept}
+
+
 def __getattr__(name: str) -> Any:
     """``tardygrad.methods.AsyncSGD``: every method's class by its own name."""
     if not name.startswith("_") and name[:1].isupper():

@@ -22,7 +22,7 @@ When to use it: islands of uneven speed with slow links between them. When not: 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -30,16 +30,19 @@ from pydantic import Field
 from tardygrad.methods.base import NOBODY, Origin
 from tardygrad.methods.rules.local import LocalMethod
 from tardygrad.methods.rules.optimizers import OptimizerConfig, adamw, sgd
+from tardygrad.methods.rules.settings import GRADIENT
 
 
 class AsyncDiLoCo(LocalMethod):
     """Settings of asynchronous DiLoCo; see the module's text for the formula."""
 
+    carries: ClassVar[tuple[str, ...]] = GRADIENT
+
     name: Literal["async_diloco"] = "async_diloco"
     exchange_period: int = Field(default=100, ge=1)
     """H: inner steps between two exchanges; a fragment's end ends the exchange too."""
-    inner: OptimizerConfig = Field(default_factory=lambda: adamw(1e-3))
-    """The workers' optimizer, any of ``torch.optim``, on the flat vector."""
+    optimizer: OptimizerConfig = Field(default_factory=lambda: adamw(1e-3))
+    """The workers\' optimizer, any of ``torch.optim``, on the flat vector."""
     outer: OptimizerConfig = Field(default_factory=lambda: sgd(0.7, momentum=0.9))
     """``SGD``: its ``lr`` is epsilon, its ``momentum`` beta."""
     momentum_every: int = Field(default=4, ge=1)

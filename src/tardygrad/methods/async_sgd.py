@@ -41,7 +41,8 @@ import torch
 from pydantic import Field
 
 from tardygrad.methods.base import Outcome, Step
-from tardygrad.methods.rules.gradients import GradientMethod, gradient
+from tardygrad.methods.rules.gradients import GradientMethod
+from tardygrad.methods.rules.settings import gradient
 
 if TYPE_CHECKING:
     from tardygrad.models.base import ModelAdapter

@@ -137,6 +137,9 @@ class Method(Document):
             )
         return self
 
+    carries: ClassVar[tuple[str, ...]] = ()
+    """Settings that mean the same to every method that carries them (see ``methods.switch``)."""
+
     @property
     def workers_wait(self) -> bool:
         """Whether workers may have to wait for each other."""

@@ -18,30 +18,33 @@ where the outer momentum overshoots: take ``local_sgd``. The paper's H is 500; a
 data must be as long, so small data sets are cut into fewer fragments.
 
 >>> from tardygrad.methods.diloco import DiLoCo
->>> DiLoCo().outer.arguments["momentum"], DiLoCo().inner.class_name
+>>> DiLoCo().outer.arguments["momentum"], DiLoCo().optimizer.class_name
 (0.9, 'AdamW')
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from tardygrad.admission import Admission, Quorum
 from tardygrad.methods.rules.local import LocalMethod
 from tardygrad.methods.rules.optimizers import OptimizerConfig, adamw, sgd
+from tardygrad.methods.rules.settings import GRADIENT
 
 
 class DiLoCo(LocalMethod):
     """Settings of DiLoCo; see the module's text for the formula."""
+
+    carries: ClassVar[tuple[str, ...]] = GRADIENT
 
     name: Literal["diloco"] = "diloco"
     admission: Admission = Field(default_factory=Quorum)
     """When a round ends: ``quorum`` of all members, or with a ``count`` and ``grace_s``."""
     exchange_period: int = Field(default=100, ge=1)
     """H: inner steps between two exchanges; a fragment's end ends the exchange too."""
-    inner: OptimizerConfig = Field(default_factory=lambda: adamw(1e-3))
-    """The workers' optimizer, any of ``torch.optim``, on the flat vector."""
+    optimizer: OptimizerConfig = Field(default_factory=lambda: adamw(1e-3))
+    """The workers\' optimizer, any of ``torch.optim``, on the flat vector."""
     outer: OptimizerConfig = Field(default_factory=lambda: sgd(0.7, momentum=0.9, nesterov=True))
     """The servers' optimizer; its gradient is the mean delta."""

@@ -23,20 +23,21 @@ die often: a replacement begins at the centre, and what the lost replica had fou
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from tardygrad.methods.base import Method, Outcome, ServerRule, Step
+from tardygrad.methods.base import Outcome, ServerRule, Step
 from tardygrad.methods.rules.optimizers import OptimizerServer, sgd
-from tardygrad.methods.schedules import Constant, Schedule
+from tardygrad.methods.rules.settings import TrainingMethod, gradient
+from tardygrad.methods.schedules import Constant
 
 if TYPE_CHECKING:
     from tardygrad.models.base import ModelAdapter
 
 
-class EASGD(Method):
+class EASGD(TrainingMethod):
     """Settings of elastic averaging SGD; see the module's text for the formula."""
 
     name: Literal["easgd"] = "easgd"
@@ -46,10 +47,6 @@ class EASGD(Method):
     """Pushes that may be unanswered while the next range is computed; 0 waits for each answer."""
     alpha: float = Field(default=0.225, gt=0, le=1)
     """The spring: how much of the distance to the centre both sides give up."""
-    lr: float = Field(default=0.05, gt=0)
-    """eta: the workers' learning rate."""
-    schedule: Schedule = Field(default_factory=Constant)
-    """Factor on the learning rate over consumed samples."""
     momentum: float = Field(default=0.0, ge=0, lt=1)
     """delta: Nesterov momentum at the workers; above 0 it is EAMSGD."""
 
@@ -61,9 +58,15 @@ class EASGD(Method):
         """The centre of one shard: it moves by what is pushed."""
         return OptimizerServer(sgd(1.0), Constant(), parameters)
 
-    def learning_rate(self, consumed: int) -> float:
-        """The learning rate after ``consumed`` samples."""
-        return self.lr * self.schedule.factor(consumed)
+    @model_validator(mode="after")
+    def _plain_steps(self) -> Self:
+        if self.optimizer.class_name != "SGD" or set(self.optimizer.arguments) != {"lr"}:
+            raise ValueError(
+                "optimizer: the workers of easgd take plain steps of SGD, with no argument but lr, "
+                f"got {self.optimizer.class_name} with {self.optimizer.arguments}; momentum is "
+                "method.momentum, weight decay method.weight_decay"
+            )
+        return self
 
 
 class EASGDWorker:
@@ -100,7 +103,7 @@ class EASGDWorker:
         for step in steps:
             torch.add(self._replica, self._velocity, alpha=method.momentum, out=self._model)
             adapter.load(self._model)
-            total += adapter.gradient(step.batch, step.seed)
+            total += gradient(adapter, method, step)
             adapter.write_gradient(self._gradient, add=False)
             if count == 0:
                 self._replica.sub_(self._distance)

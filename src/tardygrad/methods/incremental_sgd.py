@@ -8,7 +8,7 @@ parameters, and delivers; the mean, weighted by samples, is the next round's beg
     x       <- x - sum_f n_f (x - theta_f) / sum_f n_f
 
 A fragment whose worker died is trained again by another in the same round; a delivery under a
-lease that was taken back is refused. The test is at each round's end. The inner optimizer begins
+lease that was taken back is refused. The test is at each round's end. The workers' optimizer begins
 anew with each fragment, so a fragment that is done again gives the same. (Parallel SGD by one-shot
 averaging: Zinkevich et al., NIPS 2010; iterated: McDonald et al., NAACL 2010.)
 
@@ -23,19 +23,22 @@ within one.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from tardygrad.admission import Admission, WholeEpoch
 from tardygrad.methods.rules.local import LocalMethod
 from tardygrad.methods.rules.optimizers import OptimizerConfig, adam
+from tardygrad.methods.rules.settings import GRADIENT
 
 _WHOLE_FRAGMENT = 1 << 30
 
 
 class IncrementalSGD(LocalMethod):
     """Settings of incremental SGD; see the module's text for the formula."""
+
+    carries: ClassVar[tuple[str, ...]] = GRADIENT
 
     name: Literal["incremental_sgd"] = "incremental_sgd"
     admission: Admission = Field(default_factory=WholeEpoch)
@@ -44,10 +47,10 @@ class IncrementalSGD(LocalMethod):
     """rho: fragments for each worker in a round."""
     exchange_period: int = Field(default=_WHOLE_FRAGMENT, ge=1)
     """Batches of a fragment that are delivered together: all of them, unless set."""
-    inner: OptimizerConfig = Field(default_factory=lambda: adam(1e-3))
-    """The workers' optimizer, any of ``torch.optim``, on the flat vector."""
-    keep_inner_state: bool = False
-    """Whether the inner optimizer's moments outlive a fragment."""
+    optimizer: OptimizerConfig = Field(default_factory=lambda: adam(1e-3))
+    """The workers\' optimizer, any of ``torch.optim``, on the flat vector."""
+    keep_moments: bool = False
+    """Whether the workers' optimizer keeps its moments over a fragment."""
 
     def fragment_batches(self, usual: int, *, batches: int, workers: int) -> int:
         """Batches of a fragment where none are given."""

@@ -2,8 +2,8 @@
 
 Theory of operation. A shard's trace is a row of *lives* (the stretches between two restorations),
 each a row of versions; a *step* is what one push asked for, and all shards that saw the push name
-it alike. What a shard holds after each record is a *state*: the parameters, and what its open round has
-gathered. A state depends on the one before it and on the step that was applied or gathered; a
+it alike. What a shard holds after each record is a *state*: the parameters, and what its open round
+has gathered. A state depends on the one before it and on the step that was applied or gathered; a
 life's first state on the snapshot that it began with; a step on the versions that its worker had
 read, of every shard, and, where workers keep a state of their own, on its session's step before it.
 

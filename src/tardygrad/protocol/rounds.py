@@ -22,7 +22,7 @@ class Round:
         self.weight = 0.0
         """Samples, each scaled by the staleness policy."""
         self.consumed = 0
-        """Samples booked on the shard before the round began: the learning-rate schedule's clock."""
+        """Samples booked on the shard before the round began, for learning-rate schedules."""
         self._contributors: dict[tuple[int, int], None] = {}
         self._enough_since: float | None = None
 

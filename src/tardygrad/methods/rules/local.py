@@ -18,36 +18,31 @@ from typing import TYPE_CHECKING
 import torch
 from pydantic import Field
 
-from tardygrad.methods.base import Method, Outcome, ServerRule, Step, WorkerRule
+from tardygrad.methods.base import Outcome, ServerRule, Step, WorkerRule
 from tardygrad.methods.rules.optimizers import OptimizerConfig, OptimizerServer, sgd
-from tardygrad.methods.schedules import Constant, Schedule
+from tardygrad.methods.rules.settings import TrainingMethod, gradient
+from tardygrad.methods.schedules import Constant
 
 if TYPE_CHECKING:
     from tardygrad.models.base import ModelAdapter
 
 
-class LocalMethod(Method):
-    """The settings of methods whose workers push how far local training brought them."""
+class LocalMethod(TrainingMethod):
+    """Methods whose workers push how far training brought them; ``optimizer`` is the workers'."""
 
     exchange_period: int = Field(default=16, ge=1)
     """H: inner steps between two exchanges; a fragment's end ends the exchange too."""
     in_flight: int = Field(default=0, ge=0, le=8)
     """Pushes that may be unanswered while the next range is computed; 0 waits for each answer."""
-    inner: OptimizerConfig = Field(default_factory=OptimizerConfig)
-    """The workers' optimizer, any of ``torch.optim``, on the flat vector."""
-    inner_schedule: Schedule = Field(default_factory=Constant)
-    """Factor on the inner learning rate over consumed samples."""
-    keep_inner_state: bool = True
-    """Whether the inner optimizer's moments outlive an exchange."""
+    keep_moments: bool = True
+    """Whether the workers' optimizer keeps its moments over an exchange."""
     outer: OptimizerConfig = Field(default_factory=lambda: sgd(1.0))
     """The servers' optimizer; its gradient is the (mean) delta."""
-    clip_norm: float | None = Field(default=None, gt=0)
-    """Largest global 2-norm of an inner gradient."""
 
     @property
     def keeps_replica(self) -> bool:
-        """The inner optimizer's state outlives a pull."""
-        return self.keep_inner_state
+        """The moments outlive a pull."""
+        return self.keep_moments
 
     def worker_rule(self, adapter: ModelAdapter) -> WorkerRule:
         """The rule of one worker over its own model."""
@@ -57,10 +52,6 @@ class LocalMethod(Method):
         """The rule of one shard, over a tensor that it changes in place."""
         return OptimizerServer(self.outer, Constant(), parameters)
 
-    def learning_rate(self, consumed: int) -> float:
-        """The inner learning rate after ``consumed`` samples."""
-        return self.inner.learning_rate * self.inner_schedule.factor(consumed)
-
 
 class InnerOptimizer:
     """A ``torch.optim`` optimizer that trains an adapter's model through its flat vector.
@@ -68,8 +59,8 @@ class InnerOptimizer:
     A parameter without a gradient in a step has a gradient of zero here.
     """
 
-    def __init__(self, optimizer: OptimizerConfig, adapter: ModelAdapter) -> None:
-        self._optimizer = optimizer
+    def __init__(self, method: TrainingMethod, adapter: ModelAdapter) -> None:
+        self._method = method
         self._adapter = adapter
         self.flat = adapter.flat[: adapter.layout.parameters_size]
         """The model's parameters, float32 ``[parameters_size]``."""
@@ -79,17 +70,15 @@ class InnerOptimizer:
     def reset(self) -> None:
         """Forget all moments."""
         self._parameter = torch.nn.Parameter(self.flat)
-        self._inner = self._optimizer.build(self._parameter)
+        self._inner = self._method.optimizer.build(self._parameter)
         self._group = self._inner.param_groups[0]
 
-    def step(self, step: Step, rate: float, clip_norm: float | None = None) -> float:
+    def step(self, step: Step) -> float:
         """Train one batch; returns its loss."""
         adapter = self._adapter
-        loss = adapter.gradient(step.batch, step.seed)
-        if clip_norm is not None:
-            adapter.clip_norm(clip_norm)
+        loss = gradient(adapter, self._method, step)
         adapter.write_gradient(self._gradient, add=False)
-        self._group["lr"] = rate
+        self._group["lr"] = self._method.learning_rate(step.consumed)
         self._parameter.grad = self._gradient
         self._inner.step()
         adapter.load(self.flat)
@@ -104,7 +93,7 @@ class LocalWorker:
     def __init__(self, method: LocalMethod, adapter: ModelAdapter) -> None:
         self._method = method
         self._adapter = adapter
-        self._inner = InnerOptimizer(method.inner, adapter)
+        self._inner = InnerOptimizer(method, adapter)
         self._pulled = torch.zeros_like(self._inner.flat)
 
     def target(self, *, fresh: bool) -> torch.Tensor:
@@ -113,18 +102,16 @@ class LocalWorker:
 
     def pulled(self, *, fresh: bool) -> None:
         """Go on from the pulled parameters."""
-        if fresh or not self._method.keep_inner_state:
+        if fresh or not self._method.keep_moments:
             self._inner.reset()
         self._inner.flat.copy_(self._pulled)
         self._adapter.load(self._inner.flat)
 
     def compute(self, steps: Iterable[Step], out: torch.Tensor) -> Outcome:
         """Train the steps; ``out`` becomes the way back."""
-        method = self._method
         total, count = 0.0, 0
         for step in steps:
-            rate = method.learning_rate(step.consumed)
-            total += self._inner.step(step, rate, method.clip_norm)
+            total += self._inner.step(step)
             count += 1
         torch.sub(self._pulled, self._inner.flat, out=out)
         return Outcome(total / max(count, 1), count)
