@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tardygrad import training
+from tardygrad import methods, training
 from tardygrad.callbacks import Callback
-from tardygrad.config import BY_VALUE
+from tardygrad.config import BY_VALUE, DEFAULT_METHOD
 from tardygrad.documents import load_config, merge
 from tardygrad.errors import TrainingFailed, UsageError
 from tardygrad.methods.base import Method
@@ -195,5 +195,7 @@ def _method(method: Any, recipe: Mapping[str, Any]) -> dict[str, Any]:
             "dictionary of settings, or tardygrad.methods.AsyncSGD(...)"
         )
     # Another method's settings mean nothing to this one.
-    same = section.get("name", recipe.get("name")) == recipe.get("name")
-    return merge(recipe, section) if same else dict(section)
+    before = {"name": DEFAULT_METHOD, **recipe}
+    name = str(section.get("name", before["name"]))
+    kept = methods.switch(before, name) if name in methods.names() else {}
+    return merge(kept, section)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,9 +69,8 @@ def start(arguments: argparse.Namespace, document: dict[str, Any]) -> int:
     """Begin a new run of ``document`` as the options say; returns the exit status."""
     from tardygrad.config import RunConfig, override
 
-    document = override(document, arguments.set)
     # Says what is wrong before torch is imported, which is slow.
-    checked = RunConfig.model_validate(document)
+    checked = RunConfig.model_validate(override(document, arguments.set))
     from tardygrad.engines import nursery
 
     if checked.engine == "processes" and not arguments.dry_run:
@@ -84,9 +84,9 @@ def start(arguments: argparse.Namespace, document: dict[str, Any]) -> int:
 
 def _start(arguments: argparse.Namespace, document: dict[str, Any]) -> int:
     from tardygrad import training
-    from tardygrad.config import to_yaml
+    from tardygrad.config import override, to_yaml
 
-    config = training.resolve(document)
+    config = training.resolve(override(*_switched(document, arguments.set)))
     if arguments.dry_run:
         print(to_yaml(config), end="")
         return 0
@@ -97,6 +97,25 @@ def _start(arguments: argparse.Namespace, document: dict[str, Any]) -> int:
         command_started=arguments.command_started,
     )
     return _finish(result, arguments.quiet)
+
+
+def _switched(
+    document: dict[str, Any], assignments: Sequence[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """Carry out what of the assignments names another method; returns the others too."""
+    from tardygrad import methods
+    from tardygrad.config import DEFAULT_METHOD
+
+    others = []
+    section = document.get("method", DEFAULT_METHOD)
+    section = {"name": section} if isinstance(section, str) else dict(section)
+    for assignment in assignments:
+        path, _, name = assignment.partition("=")
+        if path.strip() in ("method", "method.name") and name.strip() in methods.names():
+            section = methods.switch({"name": DEFAULT_METHOD, **section}, name.strip())
+        else:
+            others.append(assignment)
+    return {**document, "method": section}, others
 
 
 def _resume(arguments: argparse.Namespace) -> int:

@@ -1,0 +1,60 @@
+r"""The settings of training that most methods share, and what they do to a gradient.
+
+For each batch ``g <- grad loss(x; b) + weight_decay * x``, then clipped by its global norm, then by
+value, where those are set.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+
+from tardygrad.methods.base import Method, Step
+from tardygrad.methods.rules.optimizers import OptimizerConfig
+from tardygrad.methods.schedules import Constant, Schedule
+
+if TYPE_CHECKING:
+    from tardygrad.models.base import ModelAdapter
+
+RATE = ("optimizer", "schedule")
+GRADIENT = ("weight_decay", "clip_norm", "clip_value")
+
+
+class TrainingMethod(Method):
+    """An optimizer, a schedule of its rate, weight decay and clipping."""
+
+    carries: ClassVar[tuple[str, ...]] = (*RATE, *GRADIENT)
+
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    """Any optimizer of ``torch.optim``, on a flat vector."""
+    schedule: Schedule = Field(default_factory=Constant)
+    """Factor on the learning rate over consumed samples."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """lambda: ``lambda * x`` is added to each gradient, at the worker, before clipping."""
+    clip_norm: float | None = Field(default=None, gt=0)
+    """Largest global 2-norm of a gradient."""
+    clip_value: float | None = Field(default=None, gt=0)
+    """Largest magnitude of an element of a gradient."""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether an update is the bare gradient and the rate never changes."""
+        beside = (self.weight_decay, self.clip_norm, self.clip_value)
+        return not any(beside) and self.schedule == Constant()
+
+    def learning_rate(self, consumed: int) -> float:
+        """The learning rate after ``consumed`` samples."""
+        return self.optimizer.learning_rate * self.schedule.factor(consumed)
+
+
+def gradient(adapter: ModelAdapter, method: TrainingMethod, step: Step) -> float:
+    """Leave one batch's gradient, decayed and clipped, in the adapter; returns the loss."""
+    loss = adapter.gradient(step.batch, step.seed)
+    if method.weight_decay:
+        adapter.decay(method.weight_decay)
+    if method.clip_norm is not None:
+        adapter.clip_norm(method.clip_norm)
+    if method.clip_value is not None:
+        adapter.clip_value(method.clip_value)
+    return loss
