@@ -69,8 +69,9 @@ def start(arguments: argparse.Namespace, document: dict[str, Any]) -> int:
     """Begin a new run of ``document`` as the options say; returns the exit status."""
     from tardygrad.config import RunConfig, override
 
-    # Says what is wrong before torch is imported, which is slow.
-    checked = RunConfig.model_validate(override(document, arguments.set))
+    # Says what is wrong before torch is imported, which is slow; methods need it.
+    others = [a for a in arguments.set if not _names_a_method(a)]
+    checked = RunConfig.model_validate(override(document, others))
     from tardygrad.engines import nursery
 
     if checked.engine == "processes" and not arguments.dry_run:
@@ -99,6 +100,12 @@ def _start(arguments: argparse.Namespace, document: dict[str, Any]) -> int:
     return _finish(result, arguments.quiet)
 
 
+def _names_a_method(assignment: str) -> bool:
+    """Whether it is ``method=NAME`` or ``method.name=NAME``."""
+    path, _, name = assignment.partition("=")
+    return path.strip() in ("method", "method.name") and name.strip().isidentifier()
+
+
 def _switched(
     document: dict[str, Any], assignments: Sequence[str]
 ) -> tuple[dict[str, Any], list[str]]:
@@ -110,9 +117,9 @@ def _switched(
     section = document.get("method", DEFAULT_METHOD)
     section = {"name": section} if isinstance(section, str) else dict(section)
     for assignment in assignments:
-        path, _, name = assignment.partition("=")
-        if path.strip() in ("method", "method.name") and name.strip() in methods.names():
-            section = methods.switch({"name": DEFAULT_METHOD, **section}, name.strip())
+        if _names_a_method(assignment):
+            name = assignment.partition("=")[2].strip()
+            section = methods.switch({"name": DEFAULT_METHOD, **section}, name)
         else:
             others.append(assignment)
     return {**document, "method": section}, others

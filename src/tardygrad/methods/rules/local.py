@@ -12,7 +12,7 @@ are gathered.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,6 +26,8 @@ from tardygrad.methods.schedules import Constant
 if TYPE_CHECKING:
     from tardygrad.models.base import ModelAdapter
 
+_ODD, _SEEDS = 0x9E3779B97F4A7C15, (1 << 63) - 1
+
 
 class LocalMethod(TrainingMethod):
     """Methods whose workers push how far training brought them; ``optimizer`` is the workers'."""
@@ -34,6 +36,8 @@ class LocalMethod(TrainingMethod):
     """H: inner steps between two exchanges; a fragment's end ends the exchange too."""
     in_flight: int = Field(default=0, ge=0, le=8)
     """Pushes that may be unanswered while the next range is computed; 0 waits for each answer."""
+    passes: int = Field(default=1, ge=1)
+    """How often a worker goes over the batches of an exchange before it pushes (E of FedAvg)."""
     keep_moments: bool = True
     """Whether the workers' optimizer keeps its moments over an exchange."""
     outer: OptimizerConfig = Field(default_factory=lambda: sgd(1.0))
@@ -110,8 +114,15 @@ class LocalWorker:
     def compute(self, steps: Iterable[Step], out: torch.Tensor) -> Outcome:
         """Train the steps; ``out`` becomes the way back."""
         total, count = 0.0, 0
-        for step in steps:
+        for step in steps if self._method.passes == 1 else self._again_and_again(steps):
             total += self._inner.step(step)
             count += 1
         torch.sub(self._pulled, self._inner.flat, out=out)
-        return Outcome(total / max(count, 1), count)
+        return Outcome(total / max(count, 1), count // self._method.passes)
+
+    def _again_and_again(self, steps: Iterable[Step]) -> Iterator[Step]:
+        kept = list(steps)
+        for number in range(self._method.passes):
+            for step in kept:
+                # What is random in the model must not repeat itself.
+                yield step._replace(seed=(step.seed + number * _ODD) & _SEEDS)
