@@ -84,6 +84,7 @@ def replay(
 
     directory = RunDirectory.open(run)
     expected = _recorded_digest(directory)
+    _check_one_method(directory)
     traces = read_traces(directory.trace)
     threads = torch.get_num_threads()
     try:
@@ -126,6 +127,17 @@ def _recorded_digest(directory: RunDirectory) -> str:
             "and replay it when it has ended"
         )
     return str(last["digest"])
+
+
+def _check_one_method(directory: RunDirectory) -> None:
+    events = sink.read(directory.metrics_jsonl)
+    methods = [event["method"] for event in events if event.get("event") == "run_start"]
+    if any(method != methods[0] for method in methods):
+        names = " and ".join(dict.fromkeys(str(method["name"]) for method in methods))
+        raise RunDirectoryError(
+            f"{directory} was resumed with another method or other settings of it ({names}); only "
+            "a run that kept its method can be repeated from its beginning"
+        )
 
 
 class _NoTrace:

@@ -33,14 +33,14 @@ from tardygrad.engines.child import explain, pickled
 from tardygrad.engines.stores import DirectoryStore
 from tardygrad.errors import ModelError, RunDirectoryError, TardygradError, UsageError
 from tardygrad.layout import partition
-from tardygrad.methods import parse
+from tardygrad.methods import parse, switch
 from tardygrad.metrics.console import View, choose
 from tardygrad.metrics.recorder import Recorder
 from tardygrad.metrics.sink import MetricsLog, read
 from tardygrad.models.factory import build
 from tardygrad.observer import RunObserver, stopped_by_signals
-from tardygrad.preflight import check_first_batch, check_resumable
-from tardygrad.protocol.ledger import Ledger
+from tardygrad.preflight import check_first_batch
+from tardygrad.resuming import begins_anew, check_resumable, placed
 from tardygrad.storage.atomic import write_bytes
 from tardygrad.storage.run_directory import RunDirectory
 
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 _EXIT_CODES = {"done": 0, "failed": 1, "preempted": 75}
 _BY_VALUE_DATA_LIMIT = 64 << 20
 _FIXED_ON_RESUME = (
-    "seed", "model", "data", "batch_size", "fragment_batches", "servers", "engine", "method",
+    "seed", "model", "data", "batch_size", "fragment_batches", "servers", "engine",
 )  # fmt: skip
 
 
@@ -272,6 +272,7 @@ def resumed_config(directory: RunDirectory, overrides: Mapping[str, Any]) -> Run
 
     Raises:
         UsageError: ``overrides`` change what may not change, or the run is done.
+        ConfigError: they name a method that there is not.
     """
     fixed = [key for key in overrides if key in _FIXED_ON_RESUME]
     if fixed:
@@ -283,7 +284,14 @@ def resumed_config(directory: RunDirectory, overrides: Mapping[str, Any]) -> Run
         raise RunDirectoryError(
             f"{directory} is done; to train on, resume it with more epochs (--set epochs=N)"
         )
-    return resolve(merge(load_config(directory.config_yaml), overrides))
+    document = load_config(directory.config_yaml)
+    changes = dict(overrides)
+    method = changes.get("method", {})
+    changes["method"] = method = {"name": method} if isinstance(method, str) else method
+    if isinstance(method, Mapping) and "name" in method:
+        # Another method begins with its own defaults, but for what means the same to both.
+        document["method"] = switch(document["method"], str(method["name"]))
+    return resolve(merge(document, changes))
 
 
 class _Stage:
@@ -303,7 +311,7 @@ class _Stage:
         store = DirectoryStore(
             self.directory.path, self.job.layout.fingerprint(), config.checkpoint.keep
         )
-        job = _placed(self.job, self.directory, store, generation)
+        job = placed(self.job, self.directory, store, generation)
         log = MetricsLog(self.directory.metrics_jsonl)
         engine, clock = _engine(config.engine)
         origin = None if config.engine == "inline" else self.started
@@ -311,6 +319,8 @@ class _Stage:
             observer = RunObserver(recorder, self.directory.events_log, self.callbacks)
             for reason in store.skipped():
                 observer.decided("a checkpoint is passed over", reason)
+            if generation and (why := begins_anew(store, job)):
+                observer.decided("the method's state begins anew", why)
             start = self._start_fields(job)
             observer.emit("run_start", **start)
             self.callbacks.begin()
@@ -470,30 +480,3 @@ def _engine(name: str) -> tuple[Engine, Callable[[], float]]:
     from tardygrad.engines.processes import ProcessesEngine
 
     return ProcessesEngine(), time.monotonic
-
-
-def _placed(job: Job, directory: RunDirectory, store: DirectoryStore, generation: int) -> Job:
-    """The job with its place on disk, and where it goes on if it was resumed."""
-    from dataclasses import replace
-
-    reported = consumed = 0
-    states = store.states() if generation else []
-    if states:
-        ledgers = [Ledger.from_state(job.plan, state["ledger"]) for state in states]
-        consumed = min(ledger.consumed for ledger in ledgers)
-        # What was told of epochs that the checkpoint does not have is told again.
-        complete = min(ledger.epochs_complete for ledger in ledgers)
-        ended = [e["epoch"] for e in read(directory.metrics_jsonl) if e["event"] == "epoch"]
-        reported = min(complete, max(ended, default=0))
-    # One number that tells this stretch of the run from every other one.
-    lineage = (int(directory.record.run[:12], 16) << 12) + generation
-    return replace(
-        job,
-        lineage=lineage,
-        generation=generation,
-        first_step=store.next_step(),
-        epochs_reported=reported,
-        consumed_before=consumed,
-        run_directory=directory.path,
-        trace_directory=directory.trace,
-    )

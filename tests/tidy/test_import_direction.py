@@ -26,7 +26,7 @@ LAYERS = (
     ("models", "storage", "metrics"),
     ("engines",),
     ("callbacks", "auditing"),
-    ("observer", "preflight"),
+    ("observer", "preflight", "resuming"),
     ("training",),
     ("replaying",),
     ("recipes", "testing"),

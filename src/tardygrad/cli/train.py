@@ -137,7 +137,14 @@ def _resume(arguments: argparse.Namespace) -> int:
     from tardygrad.config import parse_overrides, to_yaml
     from tardygrad.storage.run_directory import RunDirectory
 
-    overrides = parse_overrides(arguments.set)
+    # Whether it is another method, the run's own configuration tells.
+    assignments = [
+        a.replace("method", "method.name", 1) if a.split("=")[0].strip() == "method" else a
+        for a in arguments.set
+        if _names_a_method(a)
+    ]
+    assignments += [a for a in arguments.set if not _names_a_method(a)]
+    overrides = parse_overrides(assignments)
     from tardygrad import training
 
     if arguments.dry_run:

@@ -49,6 +49,10 @@ class Snapshot:
     tensors: Tensors
     state: dict[str, Any]
 
+    def is_of(self, method: Method) -> bool:
+        """Whether the method can take up its state."""
+        return bool(self.state.get("rule", method.kind) == method.kind)
+
 
 class SnapshotStore(Protocol):
     """Where snapshots and checkpoints are kept."""
@@ -144,6 +148,7 @@ class Job:
             staleness=self.method.staleness,
             consistency=self.method.consistency,
             admission=self.method.admission,
+            rule=self.method.kind,
             resend_s=self.resend_s,
         )
         return Server(

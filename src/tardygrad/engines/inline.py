@@ -239,7 +239,7 @@ class _Simulation(World):
             job.method, parameters, buffers, WatchedTrace(self.auditor, shard, sink, self.watcher)
         )
         if snapshot is not None:
-            host.restore(snapshot.tensors)
+            host.restore(snapshot.tensors, same_kind=snapshot.is_of(job.method))
         return host
 
     def _kill_worker(self, effect: ef.KillWorker, source: ev.Address) -> None:

@@ -125,7 +125,7 @@ class _ServerProcess:
         buffers = initial[self.buffers_at :] if shard == 0 else None
         host = ShardHost(job.method, initial[self.where], buffers, self.trace)
         if snapshot is not None:
-            host.restore(snapshot.tensors)
+            host.restore(snapshot.tensors, same_kind=snapshot.is_of(job.method))
         self.targets = [(c[self.where], c[self.buffers_at :]) for c in arena.copies]
         if arena.geometry.copies > 1:
             parameters, mean = self.targets[copy]

@@ -153,6 +153,7 @@ class ShardHost:
         buffers: torch.Tensor | None,
         trace: TraceSink,
     ) -> None:
+        self._method = method
         self.rule = method.server_rule(parameters)
         self.trace = trace
         self.buffers = buffers
@@ -214,14 +215,21 @@ class ShardHost:
             tensors |= self._table.state()
         return tensors
 
-    def restore(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Take up what :meth:`snapshot` returned."""
+    def restore(self, tensors: dict[str, torch.Tensor], *, same_kind: bool = True) -> None:
+        """Take up what :meth:`snapshot` returned; of another kind of method the parameters alone.
+
+        A rule that needs more than zeros to begin with was built over the initial parameters, so it
+        is built again.
+        """
         self.parameters.copy_(tensors["parameters"])
-        prefix = "rule."
-        self.rule.load_state(
-            {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        )
-        if "round.mean" in tensors:
+        if same_kind:
+            prefix = "rule."
+            self.rule.load_state(
+                {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            )
+        else:
+            self.rule = self._method.server_rule(self.parameters)
+        if same_kind and "round.mean" in tensors:
             self._mean = tensors["round.mean"].clone()
             self._weight = float(tensors["round.weight"])
         if self._table is not None and self.buffers is not None:

@@ -141,6 +141,11 @@ class Method(Document):
     """Settings that mean the same to every method that carries them (see ``methods.switch``)."""
 
     @property
+    def kind(self) -> str:
+        """Whose state a shard keeps; what another kind kept is of no use to this one."""
+        return self.name
+
+    @property
     def workers_wait(self) -> bool:
         """Whether workers may have to wait for each other."""
         return self.consistency.uses_clocks or self.admission.waits

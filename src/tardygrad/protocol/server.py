@@ -58,6 +58,7 @@ class ServerSettings:
         staleness: StalenessPolicy,
         consistency: ASP | SSP,
         admission: Rule | None = None,
+        rule: str = "",
         resend_s: float,
     ) -> None:
         self.lineage = lineage
@@ -66,6 +67,7 @@ class ServerSettings:
         self.staleness = staleness
         self.consistency = consistency
         self.admission: Rule = admission or AtOnce()
+        self.rule = rule
         self.resend_s = resend_s
 
 
@@ -339,7 +341,7 @@ class Server:
         self.floor = max(self.floor, event.floor)
         self._snapshot_step, self._snapshot_answer = event.step, None
         record = trace.Record(trace.SNAPSHOT, self.incarnation, self.version, seq=event.step)
-        state: dict[str, Any] = {"ledger": self.ledger.state()}
+        state: dict[str, Any] = {"rule": self.settings.rule, "ledger": self.ledger.state()}
         if self._gathers:
             state["round"] = self.round.state()
         saved = SaveSnapshot(event.step, self.version, self.ledger.consumed, state)

@@ -19,6 +19,12 @@ class GradientMethod(TrainingMethod):
     """Methods whose servers step with what workers push; ``optimizer`` is the servers'."""
 
     @property
+    def kind(self) -> str:
+        """Shards keep the state of an optimizer, whoever's gradients it takes."""
+        own = type(self).server_rule is not GradientMethod.server_rule
+        return self.name if own else f"optimizer {self.optimizer.class_name}"
+
+    @property
     def keeps_replica(self) -> bool:
         """Each pull overwrites everything."""
         return False

@@ -44,6 +44,12 @@ class LocalMethod(TrainingMethod):
     """The servers' optimizer; its gradient is the (mean) delta."""
 
     @property
+    def kind(self) -> str:
+        """Shards keep the state of the outer optimizer."""
+        own = type(self).server_rule is not LocalMethod.server_rule
+        return self.name if own else f"outer optimizer {self.outer.class_name}"
+
+    @property
     def keeps_replica(self) -> bool:
         """The moments outlive a pull."""
         return self.keep_moments

@@ -1,0 +1,105 @@
+"""Where a run goes on, and whether it can.
+
+What a resumed run would contradict (another amount of data, fewer epochs than are trained already,
+checkpoints that are all damaged) is refused before anything is written. Another method goes on with
+the parameters, the versions and the ledgers; its own state begins anew.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from tardygrad.data.fragments import FragmentPlan
+from tardygrad.engines.base import Job
+from tardygrad.engines.stores import DirectoryStore
+from tardygrad.errors import CheckpointError, ConfigError, UsageError
+from tardygrad.metrics.sink import read
+from tardygrad.protocol.ledger import Ledger
+from tardygrad.storage.run_directory import RunDirectory
+
+__all__ = ["begins_anew", "check_resumable", "placed"]
+
+
+def check_resumable(directory: RunDirectory, job: Job) -> None:
+    """See that a run can go on as ``job`` describes it.
+
+    Raises:
+        CheckpointError: there are checkpoints, and none of them is whole; or the newest holds an
+            open round of another method.
+        ConfigError: fewer epochs are asked for than the newest checkpoint has begun.
+        UsageError: the data has another number of samples.
+    """
+    _check_samples(directory, job.plan)
+    store = DirectoryStore(directory.path, job.layout.fingerprint())
+    states = store.states()
+    if not states and store.any_committed():
+        raise CheckpointError(
+            f"no checkpoint of {directory} can be used ({store.skipped()[0]}); restore one from a "
+            "copy, or delete the folder checkpoints to train from the beginning again"
+        )
+    for state in states:
+        _check_round(state, job)
+    ledgers = [Ledger.from_state(job.plan, state["ledger"]) for state in states]
+    begun = max((ledger.epochs_begun for ledger in ledgers), default=0)
+    if job.config.epochs < begun:
+        raise ConfigError(
+            f"epochs: the newest checkpoint has samples of epoch {begun}, "
+            f"got {job.config.epochs}; resume with {begun} or more"
+        )
+
+
+def _check_samples(directory: RunDirectory, plan: FragmentPlan) -> None:
+    for event in read(directory.metrics_jsonl):
+        if event["event"] == "run_start":
+            if event["samples_per_epoch"] != plan.samples:
+                raise UsageError(
+                    f"the run was started with {event['samples_per_epoch']} training samples, the "
+                    f"data now has {plan.samples}; resume it with the same data"
+                )
+            return
+
+
+def _check_round(state: dict[str, Any], job: Job) -> None:
+    # What is booked in the round would be lost: its mean means nothing to another method.
+    gathered = state.get("round", {}).get("gathered", 0)
+    if gathered and state.get("rule") != job.method.kind:
+        raise CheckpointError(
+            f"the newest checkpoint holds an open round of {gathered} updates of "
+            f"{state.get('rule')}, which {job.method.kind} cannot end; resume the run with its own "
+            "method, stop it (Ctrl-C), and change the method then"
+        )
+
+
+def begins_anew(store: DirectoryStore, job: Job) -> str:
+    """Why the servers cannot take up the method's state in the checkpoint, or an empty string."""
+    kinds = sorted({str(s["rule"]) for s in store.states() if s.get("rule", job.method.kind)})
+    others = [kind for kind in kinds if kind != job.method.kind]
+    if not others:
+        return ""
+    return f"the checkpoint is of {' and '.join(others)}, the run goes on with {job.method.kind}"
+
+
+def placed(job: Job, directory: RunDirectory, store: DirectoryStore, generation: int) -> Job:
+    """The job with its place on disk, and where it goes on if it was resumed."""
+    reported = consumed = 0
+    states = store.states() if generation else []
+    if states:
+        ledgers = [Ledger.from_state(job.plan, state["ledger"]) for state in states]
+        consumed = min(ledger.consumed for ledger in ledgers)
+        # What was told of epochs that the checkpoint does not have is told again.
+        complete = min(ledger.epochs_complete for ledger in ledgers)
+        ended = [e["epoch"] for e in read(directory.metrics_jsonl) if e["event"] == "epoch"]
+        reported = min(complete, max(ended, default=0))
+    # One number that tells this stretch of the run from every other one.
+    lineage = (int(directory.record.run[:12], 16) << 12) + generation
+    return replace(
+        job,
+        lineage=lineage,
+        generation=generation,
+        first_step=store.next_step(),
+        epochs_reported=reported,
+        consumed_before=consumed,
+        run_directory=directory.path,
+        trace_directory=directory.trace,
+    )
