@@ -100,20 +100,20 @@ class Quorum(_Admission):
 
 
 class Collect(_Admission):
-    """A round ends with its ``count``-th update, whoever sent it; nobody waits.
+    """A round ends with its last of so many ``updates``, whoever sent them; nobody waits.
 
-    n-softsync with ``count`` = workers / n (Zhang et al., IJCAI 2016, arXiv 1511.05950), or, with
+    n-softsync with ``updates`` = workers / n (Zhang et al., IJCAI 2016, arXiv 1511.05950), or, with
     a staleness policy that takes in fresh updates alone, Rennala SGD (Tyurin & Richtarik 2023,
     arXiv 2305.12387). The last round of an epoch ends with the epoch.
     """
 
     name: Literal["collect"] = "collect"
-    count: int = Field(default=4, ge=1)
+    updates: int = Field(default=4, ge=1)
 
     @property
     def enough(self) -> int | None:
-        """The ``count``."""
-        return self.count
+        """``updates``."""
+        return self.updates
 
     def closes(self, state: RoundState) -> bool:
         """Whether the round ends now."""

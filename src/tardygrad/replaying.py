@@ -130,8 +130,8 @@ def _recorded_digest(directory: RunDirectory) -> str:
 
 
 def _check_one_method(directory: RunDirectory) -> None:
-    events = sink.read(directory.metrics_jsonl)
-    methods = [event["method"] for event in events if event.get("event") == "run_start"]
+    starts = [e for e in sink.read(directory.metrics_jsonl) if e.get("event") == "run_start"]
+    methods = [start["method"] for start in starts if "method" in start]
     if any(method != methods[0] for method in methods):
         names = " and ".join(dict.fromkeys(str(method["name"]) for method in methods))
         raise RunDirectoryError(

@@ -20,7 +20,7 @@ LAYERS = (
     ("errors",),
     ("documents", "sections"),
     ("config",),
-    ("layout", "consistency", "staleness", "data"),
+    ("layout", "admission", "consistency", "staleness", "data"),
     ("methods",),
     ("protocol",),
     ("models", "storage", "metrics"),
@@ -188,7 +188,7 @@ def sibling_imports(modules: Modules) -> Iterator[str]:
             if found.target == name or found.only_types:
                 continue
             if layer(name) == "methods" and _is_method(found.target, modules):
-                yield f"{name}:{found.line} imports the method {found.target}: share through base"
+                yield f"{name}:{found.line} imports the method {found.target}: share through rules"
             own, other = _engine(name), _engine(found.target)
             if own and other and own != other:
                 yield f"{name}:{found.line} imports {found.target}: engines share through base"
@@ -196,11 +196,12 @@ def sibling_imports(modules: Modules) -> Iterator[str]:
 
 def _is_method(module: str, modules: Modules) -> bool:
     """A file in methods/ that defines a subclass of Method."""
-    if layer(module) != "methods" or module not in modules or module.endswith(".base"):
+    shared = module.endswith(".base") or ".rules." in module
+    if layer(module) != "methods" or module not in modules or shared:
         return False
     return any(
         isinstance(node, ast.ClassDef)
-        and any(ast.unparse(base).split(".")[-1] == "Method" for base in node.bases)
+        and any(ast.unparse(base).endswith("Method") for base in node.bases)
         for node in modules[module].body
     )
 

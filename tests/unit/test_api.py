@@ -107,7 +107,19 @@ def test_settings_of_the_same_method_are_merged() -> None:
     assert _method({"clip_norm": 1.0}, recipe) == {**recipe, "clip_norm": 1.0}
     assert _method("async_sgd", recipe) == recipe
     assert _method({"name": "other"}, recipe) == {"name": "other"}
-    assert _method({"mixing": 0.5}, {}) == {"mixing": 0.5}
+    assert _method({"mixing": 0.5}, {}) == {"name": "async_sgd", "mixing": 0.5}
+
+
+def test_another_method_takes_over_what_means_the_same() -> None:
+    recipe = {"name": "async_sgd", "weight_decay": 0.1, "mixing": 0.5, "exchange_period": 4}
+    recipe["optimizer"] = {"class": "SGD", "arguments": {"lr": 0.3}}
+    same = {"weight_decay": 0.1, "optimizer": recipe["optimizer"]}
+    assert _method("local_sgd", recipe) == {"name": "local_sgd", **same}
+    assert _method({"name": "diloco", "exchange_period": 50}, recipe) == {
+        "name": "diloco",
+        "weight_decay": 0.1,
+        "exchange_period": 50,
+    }
 
 
 def test_a_recipe_may_be_a_file(tmp_path: Path) -> None:

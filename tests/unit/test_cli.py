@@ -436,7 +436,7 @@ def test_resume_dry_run_shows_the_changed_configuration(
     ("name", "assignment", "expected"),
     [
         ("run", "seed=5", "seed cannot change when a run is resumed"),
-        ("run", "method.mixing=0.5", "method cannot change when a run is resumed"),
+        ("run", "method.mixing=0.5", "run is done; to train on, resume it with more epochs"),
         ("run", "workers=7", "run is done; to train on, resume it with more epochs"),
         ("rum", "workers=7", "rum does not exist: expected the directory of a run (did you mean"),
     ],

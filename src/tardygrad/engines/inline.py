@@ -258,20 +258,17 @@ class _Simulation(World):
         self.send(source, effect.to, effect.message)
 
     def _publish(self, effect: ef.Publish, source: ev.Address) -> None:
-        member = self.member(source)
-        assert member is not None
+        member = self.at(source)
         payload = member.slots.get(effect.push.seq)
         for shard in effect.shards:
             self.send(source, self.server_addresses[shard], effect.push, payload)
 
     def _release(self, effect: ef.Release, source: ev.Address) -> None:
-        member = self.member(source)
-        assert member is not None
+        member = self.at(source)
         member.slots.pop(effect.seq, None)
 
     def _leave(self, effect: ef.Leave, source: ev.Address) -> None:
-        member = self.member(source)
-        assert member is not None
+        member = self.at(source)
         member.alive = False
 
     # --- workers ------------------------------------------------------------------------------
@@ -287,8 +284,7 @@ class _Simulation(World):
         self._handle(address, member, event)
 
     def _pull(self, effect: ef.Pull, source: ev.Address) -> None:
-        member = self.member(source)
-        assert member is not None
+        member = self.at(source)
         if member.pull is None or member.pull.seq != effect.seq:
             member.pull, member.parts, member.pulled_at = effect, {}, self.now
         needs = effect.needs or (NO_NEED,) * self.shards
@@ -327,8 +323,7 @@ class _Simulation(World):
         host.pulled(fresh=fresh, buffers=buffers)
 
     def _compute(self, effect: ef.Compute, source: ev.Address) -> None:
-        member = self.member(source)
-        assert member is not None
+        member = self.at(source)
         worker = source[1]
         batches = effect.stop - effect.first
         draw = self.compute[worker]
@@ -366,8 +361,7 @@ class _Simulation(World):
         self._handle(address, member, event)
 
     def _apply(self, effect: ef.Apply, source: ev.Address) -> None:
-        member = self.member(source)
-        assert member is not None
+        member = self.at(source)
         host: ShardHost = member.host
         counters: ServerCounters = member.counters
         host.trace.write(effect.record)
@@ -380,8 +374,7 @@ class _Simulation(World):
             host.apply(effect, update[self.job.ranges[source[1]].slice], update[size:])
 
     def _gather(self, effect: ef.Gather, source: ev.Address) -> None:
-        member = self.member(source)
-        assert member is not None
+        member = self.at(source)
         member.host.trace.write(effect.record)
         member.counters.applied(effect.push.worker, effect.record.staleness)
         update = member.slots[0]
@@ -390,8 +383,7 @@ class _Simulation(World):
             member.host.gather(effect, update[self.job.ranges[source[1]].slice], update[size:])
 
     def _commit(self, effect: ef.Commit, source: ev.Address) -> None:
-        member = self.member(source)
-        assert member is not None
+        member = self.at(source)
         member.host.trace.write(effect.record)
         if member.counters.first_update_s is None:
             member.counters.first_update_s = self.now
@@ -399,8 +391,7 @@ class _Simulation(World):
             member.host.commit(effect)
 
     def _log(self, effect: ef.Log, source: ev.Address) -> None:
-        member = self.member(source)
-        assert member is not None
+        member = self.at(source)
         member.host.trace.write(effect.record)
         if effect.record.kind == trace.DROPPED:
             member.counters.dropped += effect.record.samples
@@ -416,8 +407,7 @@ class _Simulation(World):
         self.send(source, ("worker", effect.worker), message, payload)
 
     def _save_snapshot(self, effect: ef.SaveSnapshot, source: ev.Address) -> None:
-        member = self.member(source)
-        assert member is not None
+        member = self.at(source)
         self.disks.snapshot(effect, source, member)
 
     def _nothing(self, effect: ef.Effect, source: ev.Address) -> None:

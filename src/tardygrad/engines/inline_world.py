@@ -171,6 +171,12 @@ class World(ABC):
         kind, index = address
         return self.workers[index] if kind == "worker" else self.servers[index]
 
+    def at(self, address: ev.Address) -> Member:
+        """Who is at the address of a machine that has just acted."""
+        member = self.member(address)
+        assert member is not None
+        return member
+
     def deliver(self, address: ev.Address, incarnation: int, event: Anything, payload: Any) -> None:
         """Hand the event to whoever is at the address."""
         kind = address[0]

@@ -3,7 +3,7 @@ r"""Rennala SGD: a step takes the first S gradients at one point, whoever comput
 Formula. Nobody waits: a worker that has pushed reads again and, while the round is open, computes
 another gradient at the same x (Tyurin & Richtarik 2023, arXiv 2305.12387, algorithm 2)::
 
-    G <- the first S = ``admission.count`` gradients computed at x
+    G <- the first S = ``admission.updates`` gradients computed at x
     x <- optimizer(x, mean of G)
 
 A gradient that was computed at an older x is dropped, and booked as dropped; with
@@ -34,6 +34,6 @@ class Rennala(GradientMethod):
 
     name: Literal["rennala"] = "rennala"
     admission: Admission = Field(default_factory=Collect)
-    """``collect``, whose ``count`` is S."""
+    """``collect``, whose ``updates`` is S."""
     staleness: StalenessPolicy = Field(default_factory=lambda: CutOff(below=1))
     """Only gradients at the newest parameters count."""

@@ -2,7 +2,7 @@ r"""n-softsync: a step takes the mean of the next c updates, however stale each 
 
 Formula (Zhang et al., IJCAI 2016, arXiv 1511.05950)::
 
-    G <- the next c = ``admission.count`` gradients that arrive
+    G <- the next c = ``admission.updates`` gradients that arrive
     x <- optimizer(x, mean of s(tau_i) g_i, weighted by samples)
 
 Nobody waits. c = 1 is asynchronous SGD, c = workers a synchronous-like batch with the staleness of
@@ -13,7 +13,7 @@ When to use it: many workers, for whose staleness asynchronous SGD would need to
 When not: few workers.
 
 >>> from tardygrad.methods.softsync import Softsync
->>> Softsync().admission.count
+>>> Softsync().admission.updates
 4
 """
 
@@ -32,4 +32,4 @@ class Softsync(GradientMethod):
 
     name: Literal["softsync"] = "softsync"
     admission: Admission = Field(default_factory=Collect)
-    """``collect``, whose ``count`` is c."""
+    """``collect``, whose ``updates`` is c."""

@@ -154,7 +154,7 @@ def _with_rounds(schedule: Schedule, rng: random.Random) -> Schedule:
             {"name": "quorum"},
             {"name": "quorum", "count": count},
             {"name": "quorum", "count": count, "grace_s": rng.choice((0.01, 0.1, 1.0))},
-            {"name": "collect", "count": count},
+            {"name": "collect", "updates": count},
             {"name": "whole_epoch"},
         )
     )
