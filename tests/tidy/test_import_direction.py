@@ -28,7 +28,7 @@ LAYERS = (
     ("callbacks", "auditing"),
     ("observer", "preflight", "resuming"),
     ("training",),
-    ("replaying",),
+    ("replaying", "comparing"),
     ("recipes", "testing"),
     ("api", "cli"),
     ("__main__",),

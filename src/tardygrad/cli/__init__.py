@@ -20,7 +20,17 @@ import time
 import traceback
 from collections.abc import Sequence
 
-from tardygrad.cli import clean, doctor, ledger, recipes, replay, report, simulate, train
+from tardygrad.cli import (
+    clean,
+    compare,
+    doctor,
+    ledger,
+    recipes,
+    replay,
+    report,
+    simulate,
+    train,
+)
 from tardygrad.cli.parser import Parser, check_leftovers, check_order, examples
 from tardygrad.errors import TardygradError, UsageError, unknown
 
@@ -29,6 +39,7 @@ __all__ = ["main"]
 _COMMANDS = {
     "train": train,
     "simulate": simulate,
+    "compare": compare,
     "replay": replay,
     "ledger": ledger,
     "report": report,
