@@ -25,7 +25,7 @@ LAYERS = (
     ("protocol",),
     ("models", "storage", "metrics"),
     ("engines",),
-    ("callbacks", "auditing"),
+    ("callbacks", "auditing", "fitting"),
     ("observer", "preflight", "resuming"),
     ("training",),
     ("replaying", "comparing"),

@@ -33,7 +33,18 @@ from tardygrad.training import resolve
 OPTIONS = {
     "": ["--help", "--version"],
     "train": ["--dry-run", "--help", "--out", "--quiet", "--resume", "--set", "[RECIPE]"],
-    "simulate": ["--dry-run", "--help", "--out", "--quiet", "--set", "[RECIPE]"],
+    "simulate": ["--dry-run", "--help", "--like", "--out", "--quiet", "--set", "[RECIPE]"],
+    "compare": [
+        "--engine",
+        "--help",
+        "--methods",
+        "--out",
+        "--own",
+        "--seeds",
+        "--set",
+        "--target",
+        "[RECIPE]",
+    ],
     "replay": ["--help", "--quiet", "RUN"],
     "ledger": ["--help", "--json", "RUN"],
     "report": ["--help", "RUN"],
@@ -187,7 +198,7 @@ BEHIND_SET = "unknown option --lr (settings go behind --set: --set"
     ("words", "expected"),
     [
         (["trian"], "unknown command 'trian' (did you mean 'train'?); see 'tardygrad --help'"),
-        (["xyzzy"], "unknown command 'xyzzy' (valid: clean, doctor, ledger,"),
+        (["xyzzy"], "unknown command 'xyzzy' (valid: clean, compare, doctor,"),
         (["--verson"], "unknown option --verson (did you mean --version?)"),
         (["train"], "nothing to run: name a recipe or a YAML file, such as 'tardygrad train "),
         (["simulate"], "nothing to run: name a recipe or a YAML file, such as 'tardygrad simul"),

@@ -9,6 +9,7 @@ the same run, bit for bit.
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from tardygrad.cli.parser import (
     add_configuration,
@@ -27,17 +28,26 @@ EXAMPLES = (
         "tardygrad simulate blobs --set 'simulation.faults=[{kind: crash, target: worker-1}]'",
         "one dies",
     ),
+    ("tardygrad simulate mnist-mlp --like runs/mine", "as fast as a real run was"),
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``tardygrad simulate``."""
     add_configuration(parser)
+    parser.add_argument(
+        "--like", type=Path, metavar="DIR", help="as many workers, and as fast, as in that run"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Simulate; returns the exit status."""
     make_current_directory_importable()
     document = read_document(arguments.recipe, "simulate")
+    if arguments.like is not None:
+        from tardygrad.documents import merge
+        from tardygrad.fitting import simulation_like
+
+        document = merge(document, simulation_like(arguments.like))
     arguments.set = [*arguments.set, "engine=inline"]
     return start(arguments, document)
