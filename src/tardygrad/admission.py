@@ -7,7 +7,7 @@ update. Until then the shard's version stays what it was.
 Where workers *wait*, one that has pushed reads again only when its round is committed. A member
 (see ``protocol.clocks``) that has died, or has nothing to train, is not waited for.
 
->>> state = RoundState(gathered=2, members=3, contributed=2, waited_s=0.0, epoch_over=False)
+>>> state = RoundState(2, gatherers=2, members=3, contributed=2, waited_s=0.0, epoch_over=False)
 >>> Quorum().closes(state), Quorum(count=2).closes(state)
 (False, True)
 """
@@ -24,12 +24,13 @@ from tardygrad.sections import Section
 class RoundState(NamedTuple):
     """A shard's open round, of at least one update.
 
-    ``gathered`` updates; of the ``members`` that there are ``contributed`` have one in it;
-    ``waited_s`` seconds ago it had as many as the rule asks for (0 if it has not);
-    ``epoch_over``: the last update was the last one of an epoch.
+    ``gathered`` updates of ``gatherers`` workers; of the ``members`` that there are,
+    ``contributed`` have one in it, or none to give; ``waited_s`` seconds ago it had enough (0 if it
+    has not); ``epoch_over``: the last update was the last one of an epoch.
     """
 
     gathered: int
+    gatherers: int
     members: int
     contributed: int
     waited_s: float
@@ -44,10 +45,12 @@ class _Admission(Section):
     open_epochs: ClassVar[int] = 2
     """So many epochs may be trained at a time, the older one only by those who end it."""
 
-    @property
-    def enough(self) -> int | None:
-        """So many updates suffice for a round, whoever sent them; None if that is no matter."""
-        return None
+    ends_with_run: ClassVar[bool] = True
+    """Whether a run that is stopped ends its open round; else the round goes on when it does."""
+
+    def enough(self, gathered: int, gatherers: int) -> bool:
+        """Whether a round of so many updates, of so many workers, could end."""
+        return False
 
     @property
     def grace(self) -> float:
@@ -56,7 +59,7 @@ class _Admission(Section):
 
     def closes(self, state: RoundState) -> bool:
         """Whether the round ends now."""
-        return self.enough is not None and state.gathered >= self.enough
+        return self.enough(state.gathered, state.gatherers)
 
 
 class AtOnce(_Admission):
@@ -82,10 +85,9 @@ class Quorum(_Admission):
     count: int | None = Field(default=None, ge=1)
     grace_s: float = Field(default=0.0, ge=0)
 
-    @property
-    def enough(self) -> int | None:
-        """The ``count``."""
-        return self.count
+    def enough(self, gathered: int, gatherers: int) -> bool:
+        """Whether ``count`` members have contributed."""
+        return self.count is not None and gatherers >= self.count
 
     @property
     def grace(self) -> float:
@@ -110,10 +112,9 @@ class Collect(_Admission):
     name: Literal["collect"] = "collect"
     updates: int = Field(default=4, ge=1)
 
-    @property
-    def enough(self) -> int | None:
-        """``updates``."""
-        return self.updates
+    def enough(self, gathered: int, gatherers: int) -> bool:
+        """Whether there are so many ``updates``."""
+        return gathered >= self.updates
 
     def closes(self, state: RoundState) -> bool:
         """Whether the round ends now."""
@@ -128,6 +129,7 @@ class WholeEpoch(_Admission):
     """
 
     open_epochs: ClassVar[int] = 1
+    ends_with_run: ClassVar[bool] = False
 
     name: Literal["whole_epoch"] = "whole_epoch"
 

@@ -87,11 +87,12 @@ def _trial(name: str, seed: int, document: Mapping[str, Any], place: Path) -> Tr
     config = training.resolve({**document, "seed": seed})
     if not place.exists():
         result = training.run(config, out=place, quiet=True)
-    elif (found := RunDirectory.open(place)).record.outcome != "done":
-        result = training.resume(found.path, quiet=True)
     else:
+        found = RunDirectory.open(place)
         _check_same(found, config.model_dump(mode="json"))
-        return Trial(name, seed, History.read(found.metrics_jsonl))
+        if found.record.outcome == "done":
+            return Trial(name, seed, History.read(found.metrics_jsonl))
+        result = training.resume(found.path, quiet=True)
     if result.outcome != "done":
         raise TrainingFailed(f"{place} ended as {result.outcome}: {result.reason}")
     return Trial(name, seed, History.read(place / "metrics.jsonl"))

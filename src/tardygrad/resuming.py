@@ -63,11 +63,13 @@ def _check_samples(directory: RunDirectory, plan: FragmentPlan) -> None:
 def _check_round(state: dict[str, Any], job: Job) -> None:
     # What is booked in the round would be lost: its mean means nothing to another method.
     gathered = state.get("round", {}).get("gathered", 0)
-    if gathered and state.get("rule") != job.method.kind:
+    wanted = f"{job.method.name}, {job.method.admission.name}"
+    if gathered and state["round"].get("of") != wanted:
         raise CheckpointError(
-            f"the newest checkpoint holds an open round of {gathered} updates of "
-            f"{state.get('rule')}, which {job.method.kind} cannot end; resume the run with its own "
-            "method, stop it (Ctrl-C), and change the method then"
+            f"the newest checkpoint holds an open round of {gathered} updates "
+            f"({state['round'].get('of')}), which another method ({wanted}) cannot end; resume the "
+            "run with its own method, and change that after an epoch, or, where rounds are short, "
+            "after stopping it with Ctrl-C"
         )
 
 

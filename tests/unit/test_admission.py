@@ -8,13 +8,14 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from tardygrad.admission import Admission, AtOnce, Collect, Quorum, RoundState, WholeEpoch
-from tardygrad.protocol.rounds import Round, Rule
+from tardygrad.protocol.rounds import Closed, Round, Rule
 
 MEMBERS = [(0, 1), (1, 2), (2, 3)]
 
 
 def state(gathered: int, contributed: int, **rest: Any) -> RoundState:
-    return RoundState(gathered, 3, contributed, rest.get("waited_s", 0.0), rest.get("over", False))
+    seconds, over = rest.get("waited_s", 0.0), rest.get("over", False)
+    return RoundState(gathered, contributed, 3, contributed, seconds, over)
 
 
 @pytest.mark.parametrize(
@@ -48,36 +49,77 @@ def test_a_rule_is_chosen_by_its_name() -> None:
             parse.validate_python(wrong)
 
 
+def take(found: Round, member: tuple[int, int], seq: int = 0, **changes: Any) -> None:
+    values = {"samples": 64, "scale": 1.0, "consumed": 640, **changes}
+    found.take(member, seq, **values)
+
+
+def over(found: Round, members: Any = MEMBERS, now: float = 0.0, **changes: Any) -> bool:
+    return found.over(members, now, epoch_over=changes.get("epoch_over", False))
+
+
 def test_a_round_waits_for_the_members_that_have_not_contributed() -> None:
     found = Round(Quorum())
-    assert not found.over(MEMBERS, 0.0, epoch_over=False), "an empty round has nothing to commit"
-    found.take(0, 1, 64.0, 640, 0.0)
-    found.take(1, 2, 32.0, 704, 0.0)
-    assert not found.over(MEMBERS, 0.0, epoch_over=False)
+    assert not over(found), "an empty round has nothing to commit"
+    take(found, (0, 1))
+    take(found, (1, 2), samples=32, consumed=704)
     # One of an earlier session is not the member of today.
-    found.take(2, 9, 64.0, 736, 0.0)
-    assert not found.over(MEMBERS, 0.0, epoch_over=False)
-    assert found.over(MEMBERS[:2], 0.0, epoch_over=False), "the third has died"
-    found.passes(2, 3)
-    assert found.over(MEMBERS, 0.0, epoch_over=False)
-    assert (found.gathered, found.weight, found.consumed) == (3, 160.0, 640)
-    assert found.commit() == 3
-    assert not found.over([], 0.0, epoch_over=True)
+    take(found, (2, 9))
+    assert not over(found)
+    assert over(found, MEMBERS[:2]), "the third has died"
+    found.passes((2, 3), 1)
+    assert over(found)
+    assert found.close() == Closed(3, 640, 1.0)
+    assert not over(found, [], epoch_over=True)
+
+
+def test_a_count_is_of_members_and_not_of_updates() -> None:
+    found = Round(Quorum(count=2))
+    take(found, (0, 1), 0)
+    take(found, (0, 1), 1)
+    assert not over(found)
+    take(found, (1, 2))
+    assert over(found)
+
+
+def test_stale_updates_weigh_less_and_so_does_the_step() -> None:
+    found = Round(Collect(updates=2))
+    take(found, (0, 1), scale=0.5)
+    take(found, (1, 2), scale=0.25)
+    assert found.weight == 48.0
+    # The mean of s g over the samples as they were.
+    assert found.close().scale == pytest.approx((0.5 + 0.25) / 2)
+
+
+def test_what_comes_again_is_told_from_what_is_new() -> None:
+    found = Round(Quorum())
+    take(found, (0, 1), 5)
+    assert found.knows((0, 1), 5) is True
+    assert found.knows((0, 1), 6) is None
+    assert found.knows((0, 2), 5) is None
+    found.close()
+    # After the commit too: it has nothing in the next round.
+    assert found.knows((0, 1), 5) is True
+    found.passes((0, 1), 6)
+    assert found.knows((0, 1), 6) is False
 
 
 def test_grace_counts_from_the_update_that_sufficed() -> None:
     found = Round(Quorum(count=2, grace_s=0.5))
-    found.take(0, 1, 1.0, 0, 10.0)
-    found.take(1, 2, 1.0, 0, 11.0)
-    assert not found.over(MEMBERS, 11.4, epoch_over=False)
-    assert found.over(MEMBERS, 11.5, epoch_over=False)
+    take(found, (0, 1))
+    assert not over(found, now=10.0)
+    take(found, (1, 2))
+    assert not over(found, now=11.0)
+    assert not over(found, now=11.4)
+    assert over(found, now=11.5)
 
 
 def test_a_round_survives_a_snapshot() -> None:
-    found = Round(Collect(updates=3))
-    found.take(0, 1, 64.0, 128, 0.0)
-    found.take(0, 1, 64.0, 192, 0.0)
+    found = Round(Quorum(count=3, grace_s=0.5))
+    take(found, (0, 1), consumed=128)
+    take(found, (1, 1), scale=0.5)
+    take(found, (2, 1))
     again = Round.from_state(found.rule, found.state())
-    again.take(1, 1, 64.0, 256, 0.0)
-    assert again.over([], 0.0, epoch_over=False)
-    assert (again.gathered, again.weight, again.consumed) == (3, 192.0, 128)
+    assert not over(again, [(7, 7)], now=3.0)
+    assert over(again, [(7, 7)], now=3.5), "its grace begins anew"
+    assert again.close() == Closed(3, 128, 2.5 / 3)

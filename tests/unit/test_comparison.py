@@ -136,7 +136,7 @@ def test_the_command(
         (["blobs", "--methods", "nope"], "unknown method 'nope'"),
         (["blobs", "--methods", "ssp", "--target", "accuracy"], "expected METRIC=VALUE"),
         (["blobs", "--methods", "ssp", "--seeds", "0"], "expected at least 1"),
-        (["blobs", "--methods", "ssp", "--set", "method=dana"], "named by --methods"),
+        (["blobs", "--methods", "ssp", "--set", "method=dana"], "--methods names the methods"),
     ],
 )
 def test_mistakes_are_one_line(

@@ -66,8 +66,12 @@ def run(arguments: argparse.Namespace) -> int:
     target = _target(arguments.target)
     from tardygrad.documents import override, parse_overrides
 
-    if any(a.split("=")[0].strip() in ("method", "method.name") for a in arguments.set):
-        raise UsageError("--set method=...: the methods are named by --methods")
+    for assignment in arguments.set:
+        if assignment.split("=")[0].split(".")[0].strip() == "method":
+            raise UsageError(
+                f"--set {assignment}: --methods names the methods, and a setting of one is "
+                "--own METHOD.KEY=VALUE"
+            )
     if arguments.engine is not None:
         document = {**document, "engine": arguments.engine}
     document = override(document, arguments.set)

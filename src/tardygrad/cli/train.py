@@ -70,7 +70,7 @@ def start(arguments: argparse.Namespace, document: dict[str, Any]) -> int:
     from tardygrad.config import RunConfig, override
 
     # Says what is wrong before torch is imported, which is slow; methods need it.
-    others = [a for a in arguments.set if not _names_a_method(a)]
+    others = [a for a in arguments.set if not a.strip().startswith("method")]
     checked = RunConfig.model_validate(override(document, others))
     from tardygrad.engines import nursery
 

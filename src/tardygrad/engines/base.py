@@ -112,7 +112,7 @@ class Job:
         """Seconds between two looks at deadlines."""
         usual = min(self.config.failure.lease_s / 8, self.config.failure.heartbeat_s)
         grace = self.method.admission.grace
-        return min(usual, grace / 4) if grace else usual
+        return min(usual, max(grace / 4, 0.005)) if grace else usual
 
     def scheduler(self, start_s: float | None = None) -> Scheduler:
         """The run's scheduler machine; ``start_s`` replaces the configuration's."""
@@ -149,6 +149,7 @@ class Job:
             consistency=self.method.consistency,
             admission=self.method.admission,
             rule=self.method.kind,
+            round_of=f"{self.method.name}, {self.method.admission.name}",
             resend_s=self.resend_s,
         )
         return Server(

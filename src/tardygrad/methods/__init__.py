@@ -67,7 +67,7 @@ def switch(section: Mapping[str, Any], name: str) -> dict[str, Any]:
         return dict(section)
     shared = find(str(before)).carries if before in names() else ()
     kept = {key: section[key] for key in found.carries if key in shared and key in section}
-    return {"name": name, **kept}
+    return {"name": name, **found.taking_over(kept)}
 
 
 def __getattr__(name: str) -> Any:

@@ -22,10 +22,10 @@ When to use it: islands of uneven speed with slow links between them. When not: 
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tardygrad.methods.base import NOBODY, Origin
 from tardygrad.methods.rules.local import LocalMethod
@@ -49,6 +49,20 @@ class AsyncDiLoCo(LocalMethod):
     """N: the momentum is renewed with every N-th update."""
     momentum_share: float = Field(default=0.0, ge=0, le=1)
     """c: how much of the momentum the updates in between carry."""
+
+    @model_validator(mode="after")
+    def _own_outer_step(self) -> Self:
+        if self.outer.class_name != "SGD" or set(self.outer.arguments) - {"lr", "momentum"}:
+            raise ValueError(
+                "outer: async_diloco has an outer step of its own, with no argument but lr and "
+                f"momentum of SGD, got {self.outer.class_name} with {self.outer.arguments}"
+            )
+        if self.momentum_share * self.momentum_every > 1:
+            raise ValueError(
+                f"momentum_share must be at most 1 / momentum_every (1/{self.momentum_every}), got "
+                f"{self.momentum_share:g}"
+            )
+        return self
 
     def server_rule(self, parameters: torch.Tensor) -> DelayedNesterov:
         """The rule of one shard, over a tensor that it changes in place."""

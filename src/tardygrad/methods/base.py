@@ -10,7 +10,7 @@ the number of pushes in flight are data that the protocol's machines read.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, Self
 
 from pydantic import Field, model_validator
 
@@ -139,6 +139,11 @@ class Method(Document):
 
     carries: ClassVar[tuple[str, ...]] = ()
     """Settings that mean the same to every method that carries them (see ``methods.switch``)."""
+
+    @classmethod
+    def taking_over(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        """What this method makes of another's settings that it ``carries``."""
+        return settings
 
     @property
     def kind(self) -> str:

@@ -21,13 +21,14 @@ When not: without momentum; and a shard holds a vector for each worker.
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
 
 from tardygrad.methods.base import NOBODY, Origin
 from tardygrad.methods.rules.gradients import GradientMethod
+from tardygrad.methods.rules.settings import rate_alone
 
 
 class DANA(GradientMethod):
@@ -36,6 +37,11 @@ class DANA(GradientMethod):
     name: Literal["dana"] = "dana"
     momentum: float = Field(default=0.9, ge=0, lt=1)
     """gamma."""
+
+    @classmethod
+    def taking_over(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        """Of another's optimizer the learning rate."""
+        return rate_alone(settings)
 
     @model_validator(mode="after")
     def _plain_steps(self) -> Self:

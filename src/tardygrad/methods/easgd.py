@@ -23,14 +23,14 @@ die often: a replacement begins at the centre, and what the lost replica had fou
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
 
 from tardygrad.methods.base import Outcome, ServerRule, Step
 from tardygrad.methods.rules.optimizers import OptimizerServer, sgd
-from tardygrad.methods.rules.settings import TrainingMethod, gradient
+from tardygrad.methods.rules.settings import TrainingMethod, gradient, rate_alone
 from tardygrad.methods.schedules import Constant
 
 if TYPE_CHECKING:
@@ -57,6 +57,11 @@ class EASGD(TrainingMethod):
     def server_rule(self, parameters: torch.Tensor) -> ServerRule:
         """The centre of one shard: it moves by what is pushed."""
         return OptimizerServer(sgd(1.0), Constant(), parameters)
+
+    @classmethod
+    def taking_over(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        """Of another's optimizer the learning rate."""
+        return rate_alone(settings)
 
     @model_validator(mode="after")
     def _plain_steps(self) -> Self:

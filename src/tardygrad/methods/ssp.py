@@ -6,8 +6,9 @@ its own writes::
 
     x <- optimizer(x, g_i)          s = ``consistency.bound``
 
-s = 0 is bulk-synchronous: all gradients of a clock are computed at the same x, and applied one
-after the other. With plain SGD and 1/n of the learning rate that is ``sync_sgd`` with n workers.
+s = 0 is bulk-synchronous: nobody begins a clock before all have ended the one before, and its
+gradients are applied one after the other. Where all workers read before the first of them pushes,
+plain SGD with 1/n of the learning rate is then ``sync_sgd`` with n workers.
 
 When to use it: workers of about the same mean speed with hiccups, where a guarantee on staleness
 matters. When not: lasting differences in speed; then everybody waits for the slowest in the end.

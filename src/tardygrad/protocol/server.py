@@ -59,6 +59,7 @@ class ServerSettings:
         consistency: ASP | SSP,
         admission: Rule | None = None,
         rule: str = "",
+        round_of: str = "",
         resend_s: float,
     ) -> None:
         self.lineage = lineage
@@ -68,6 +69,7 @@ class ServerSettings:
         self.consistency = consistency
         self.admission: Rule = admission or AtOnce()
         self.rule = rule
+        self.round_of = round_of
         self.resend_s = resend_s
 
 
@@ -139,14 +141,23 @@ class Server:
         if place == NEW:
             return self._new(push, now)
         if place == KNOWN:
-            effects = self._answer(push, ev.DUPLICATE, "booked before", trace.DUPLICATE)
-            self.round.passes(push.worker, push.session)
-            return effects + self._end_round(now) + self._tell_clock(push)
+            return self._known(push, now)
         if place == AHEAD:
             # On record, because a worker's later steps may depend on this one, even if it is lost.
             reason = "earlier batches have not arrived"
             return self._answer(push, ev.GAP, reason, trace.REFUSED)
         return self._answer(push, ev.REFUSED, "part of the range is booked", trace.REFUSED)
+
+    def _known(self, push: ev.Push, now: float) -> list[Effect]:
+        member = (push.worker, push.session)
+        gathered = self.round.knows(member, push.seq)
+        if gathered:
+            # It comes again: its worker waits for the commit, as it would have without the loss.
+            return self._answer(push, ev.APPLIED, "", trace.DUPLICATE)
+        effects = self._answer(push, ev.DUPLICATE, "booked before", trace.DUPLICATE)
+        if gathered is None:
+            self.round.passes(member, push.seq)
+        return effects + self._end_round(now) + self._tell_clock(push)
 
     def _refusal(self, push: ev.Push) -> str:
         if push.lineage != self.settings.lineage:
@@ -178,12 +189,12 @@ class Server:
         if not verdict.accepted:
             effects.append(Log(self._record(push, trace.DROPPED, staleness, 0.0)))
             effects.append(self._ack(push, ev.DROPPED, verdict.reason))
-            self.round.passes(push.worker, push.session)
+            self.round.passes((push.worker, push.session), push.seq)
         elif self._gathers:
-            weight = verdict.scale * push.samples
-            self.round.take(push.worker, push.session, weight, consumed, now)
+            member = (push.worker, push.session)
+            self.round.take(member, push.seq, push.samples, verdict.scale, consumed)
             record = self._record(push, trace.GATHERED, staleness, verdict.scale)
-            effects.append(Gather(push, weight, record))
+            effects.append(Gather(push, verdict.scale * push.samples, record))
             effects.append(self._ack(push, ev.APPLIED, ""))
         else:
             self.version += 1
@@ -205,9 +216,15 @@ class Server:
 
     def _commit(self) -> list[Effect]:
         self.version += 1
-        consumed, gathered = self.round.consumed, self.round.commit()
-        record = trace.Record(trace.COMMITTED, self.incarnation, self.version, seq=gathered)
-        return [Commit(consumed, record)]
+        closed = self.round.close()
+        record = trace.Record(
+            trace.COMMITTED,
+            self.incarnation,
+            self.version,
+            seq=closed.gathered,
+            scale=closed.scale,
+        )
+        return [Commit(closed.consumed, record)]
 
     def _record(self, push: ev.Push, kind: int, staleness: int, scale: float) -> trace.Record:
         return trace.Record(
@@ -335,7 +352,7 @@ class Server:
             answer = self._snapshot_answer if event.step == self._snapshot_step else None
             return [] if answer is None else [Send(ev.SCHEDULER, answer)]
         effects: list[Effect] = []
-        if event.floor and self.round.gathered:
+        if event.floor and self.round.gathered and self.round.rule.ends_with_run:
             # The run's last snapshot: nothing will come that could end this round.
             effects += self._commit()
         self.floor = max(self.floor, event.floor)
@@ -343,7 +360,7 @@ class Server:
         record = trace.Record(trace.SNAPSHOT, self.incarnation, self.version, seq=event.step)
         state: dict[str, Any] = {"rule": self.settings.rule, "ledger": self.ledger.state()}
         if self._gathers:
-            state["round"] = self.round.state()
+            state["round"] = {**self.round.state(), "of": self.settings.round_of}
         saved = SaveSnapshot(event.step, self.version, self.ledger.consumed, state)
         return [*effects, Log(record), saved]
 

@@ -51,7 +51,7 @@ class Record(NamedTuple):
     ``version`` is the shard's version after the record. For SNAPSHOT and RESTORED, ``seq`` is the
     snapshot's step (0: the run's beginning), and ``incarnation`` the one that wrote the record.
     GATHERED books an update in the open round, with ``scale`` as the staleness policy's factor on
-    its weight; COMMITTED applies the mean of a round of ``seq`` updates.
+    its weight; COMMITTED applies the mean of a round of ``seq`` updates, its rate times ``scale``.
     """
 
     kind: int

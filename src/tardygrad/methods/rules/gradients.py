@@ -22,7 +22,7 @@ class GradientMethod(TrainingMethod):
     def kind(self) -> str:
         """Shards keep the state of an optimizer, whoever's gradients it takes."""
         own = type(self).server_rule is not GradientMethod.server_rule
-        return self.name if own else f"optimizer {self.optimizer.class_name}"
+        return f"{self.name if own else 'optimizer'} {self.optimizer.kind}"
 
     @property
     def keeps_replica(self) -> bool:

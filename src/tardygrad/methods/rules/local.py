@@ -47,7 +47,7 @@ class LocalMethod(TrainingMethod):
     def kind(self) -> str:
         """Shards keep the state of the outer optimizer."""
         own = type(self).server_rule is not LocalMethod.server_rule
-        return self.name if own else f"outer optimizer {self.outer.class_name}"
+        return self.name if own else f"outer optimizer {self.outer.kind}"
 
     @property
     def keeps_replica(self) -> bool:

@@ -64,6 +64,13 @@ class OptimizerConfig(Section):
         """The base learning rate."""
         return float(self.arguments["lr"])
 
+    @property
+    def kind(self) -> str:
+        """Which tensors it keeps: its class, and what of its arguments adds some."""
+        switches = ("momentum", "amsgrad", "centered")
+        kept = [key for key in switches if self.arguments.get(key)]
+        return " ".join([self.class_name, *(f"with {key}" for key in kept)])
+
     def build(self, *parameters: torch.Tensor) -> torch.optim.Optimizer:
         """The optimizer over these tensors."""
         built: torch.optim.Optimizer = getattr(torch.optim, self.class_name)(

@@ -6,7 +6,7 @@ value, where those are set.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
@@ -19,6 +19,18 @@ if TYPE_CHECKING:
 
 RATE = ("optimizer", "schedule")
 GRADIENT = ("weight_decay", "clip_norm", "clip_value")
+
+
+def rate_alone(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings for a method with steps of its own: of an optimizer, SGD's learning rate alone."""
+    optimizer = settings.get("optimizer")
+    if not isinstance(optimizer, dict):
+        return settings
+    arguments = optimizer.get("arguments", {})
+    kept = {key: value for key, value in settings.items() if key != "optimizer"}
+    if optimizer.get("class", "SGD") == "SGD" and "lr" in arguments:
+        kept["optimizer"] = {"class": "SGD", "arguments": {"lr": arguments["lr"]}}
+    return kept
 
 
 class TrainingMethod(Method):
