@@ -71,7 +71,10 @@ def test_only_its_own_method_may_end_an_open_round() -> None:
     ("settings", "message"),
     [
         ({"outer": ADAM}, "an outer step of its own"),
-        ({"outer": {"arguments": {"lr": 0.7, "nesterov": True}}}, "an outer step of its own"),
+        (
+            {"outer": {"arguments": {"lr": 0.7, "momentum": 0.9, "nesterov": True}}},
+            "an outer step of its own",
+        ),
         ({"momentum_every": 4, "momentum_share": 0.5}, "at most 1 / momentum_every"),
     ],
 )
