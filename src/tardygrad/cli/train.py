@@ -34,6 +34,7 @@ EXAMPLES = (
     ("tardygrad train mnist-async", "the first run"),
     ("tardygrad train mnist-async --set epochs=1 --set workers=2", "with other settings"),
     ("tardygrad train mnist-async --set method.optimizer.arguments.lr=0.05", "of the method"),
+    ("tardygrad train mnist-mlp --set method=local_sgd", "by another method"),
     ("tardygrad train my.yaml --out runs/mine", "a configuration of your own"),
     ("tardygrad train my.yaml --dry-run", "what would run, every default included"),
     ("tardygrad train --resume runs/mine", "go on after a stop"),
