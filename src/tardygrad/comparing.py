@@ -14,7 +14,7 @@ from typing import Any
 from tardygrad import training
 from tardygrad.config import DEFAULT_METHOD
 from tardygrad.documents import merge
-from tardygrad.errors import TrainingFailed, UsageError, unknown
+from tardygrad.errors import Preempted, TrainingFailed, UsageError, unknown
 from tardygrad.methods import names, switch
 from tardygrad.metrics.comparison import Trial
 from tardygrad.metrics.history import History
@@ -72,7 +72,8 @@ def compare(
         told: is told what comes next.
 
     Raises:
-        TrainingFailed: a trial failed, or was stopped.
+        TrainingFailed: a trial failed.
+        Preempted: a trial was stopped.
         RunDirectoryError: a trial's directory holds another run.
     """
     number = 0
@@ -93,6 +94,10 @@ def _trial(name: str, seed: int, document: Mapping[str, Any], place: Path) -> Tr
         if found.record.outcome == "done":
             return Trial(name, seed, History.read(found.metrics_jsonl))
         result = training.resume(found.path, quiet=True)
+    if result.outcome == "preempted":
+        raise Preempted(
+            f"{place} was stopped ({result.reason}); the same command again goes on from here"
+        )
     if result.outcome != "done":
         raise TrainingFailed(f"{place} ended as {result.outcome}: {result.reason}")
     return Trial(name, seed, History.read(place / "metrics.jsonl"))

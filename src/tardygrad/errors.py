@@ -13,7 +13,8 @@
     |-- LedgerError                 the books of a shard contradict themselves
     |-- ReplayMismatch              a replayed trace gave another digest
     |-- InvariantViolation          a promise of the design was broken: a bug in tardygrad
-    `-- TrainingFailed              the run cannot go on
+    |-- TrainingFailed              the run cannot go on
+    `-- Preempted                   exit status 75: it was stopped, and can go on
 
 Every message says what was passed, what was expected and what to do.  Exceptions hold nothing but
 their message, so they travel between processes by pickle.  ``exit_code`` is the exit status of the
@@ -82,6 +83,12 @@ class InvariantViolation(TardygradError):
 
 class TrainingFailed(TardygradError):
     """The run cannot go on: no worker is left, or a shard cannot be restored."""
+
+
+class Preempted(TardygradError):
+    """Somebody wanted the run to stop; it wrote a checkpoint and can go on."""
+
+    exit_code: ClassVar[int] = 75
 
 
 def nearest(name: str, valid: Iterable[str]) -> str | None:

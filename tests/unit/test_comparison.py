@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from tardygrad import recipes
+from tardygrad import recipes, training
+from tardygrad.callbacks import Callback
 from tardygrad.cli import main
 from tardygrad.comparing import compare, documents_of
-from tardygrad.errors import ConfigError, UsageError
+from tardygrad.errors import ConfigError, Preempted, UsageError
 from tardygrad.metrics.comparison import COLUMNS, Target, Trial, rows, write_page
 from tardygrad.metrics.history import History
 
@@ -144,3 +145,27 @@ def test_mistakes_are_one_line(
 ) -> None:
     assert main(["compare", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_stopped_trial_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    documents = documents_of(small(epochs=60), ["async_sgd"], {})
+    run = training.run
+
+    def stopped(*args: Any, **options: Any) -> Any:
+        return run(*args, **options, callbacks=[Stops()])
+
+    class Stops(Callback):
+        def on_epoch_end(self, epoch: int, logs: dict[str, Any]) -> None:
+            self.stop_training = True
+
+    monkeypatch.setattr(training, "run", stopped)
+    with pytest.raises(Preempted, match="same command again goes on") as caught:
+        list(compare(documents, [0], tmp_path))
+    assert caught.value.exit_code == 75
+    other = documents_of(small(epochs=60, batch_size=16), ["async_sgd"], {})
+    # With other settings it would be another trial.
+    with pytest.raises(UsageError, match="was run with another batch_size"):
+        list(compare(other, [0], tmp_path))
+    monkeypatch.setattr(training, "run", None)  # it is resumed, not run again
+    (trial,) = compare(documents, [0], tmp_path)
+    assert trial.history.end["samples"] == 60 * 256

@@ -37,7 +37,8 @@ def test_exit_statuses() -> None:
     statuses = {cls.__name__: cls.exit_code for cls in TREE}
     usage = {name for name, status in statuses.items() if status == 2}
     assert usage == {"UsageError", "ConfigError", "DataError", "ModelError", "RunDirectoryError"}
-    assert set(statuses.values()) == {1, 2}
+    assert {name for name, status in statuses.items() if status == 75} == {"Preempted"}
+    assert set(statuses.values()) == {1, 2, 75}
 
 
 def test_a_config_error_tells_its_problems_apart() -> None:

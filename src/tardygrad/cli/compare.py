@@ -24,8 +24,11 @@ SUMMARY = "run several methods on one job, side by side"
 EXAMPLES = (
     ("tardygrad compare mnist-mlp --methods sync_sgd,async_sgd,local_sgd", "three runs"),
     ("tardygrad compare blobs --methods all --engine inline", "every method, in virtual time"),
-    ("tardygrad compare mnist-mlp --methods diloco,easgd --seeds 3 --target accuracy=0.97", ""),
-    ("tardygrad compare mnist-mlp --methods diloco,ssp --own diloco.exchange_period=50", ""),
+    (
+        "tardygrad compare mnist-mlp --methods ssp,easgd --seeds 3 --target accuracy=0.97",
+        "how soon",
+    ),
+    ("tardygrad compare mnist-mlp --methods diloco,ssp --own diloco.exchange_period=50", "tuned"),
 )
 
 
@@ -43,7 +46,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", metavar="METRIC=VALUE", help="say when each run reached it")
     parser.add_argument("--engine", choices=("processes", "inline"), help="for real, or simulated")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="a setting for all methods"
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a setting of the job",
     )
     parser.add_argument(
         "--own",
@@ -133,6 +140,5 @@ def _print_table(trials: list[Trial], target: Target | None, metric: str) -> Non
         table.add_column(metric if COLUMNS[i] == "final" else COLUMNS[i])
     for row in found:
         table.add_row(*(row.cells[i] for i in shown))
-    console = Console()
     # Where nobody looks at a terminal, nothing is folded.
-    Console(width=None if console.is_terminal else 200).print(table)
+    Console(width=None if sys.stdout.isatty() else 200).print(table)

@@ -116,7 +116,7 @@ class Permutations:
     """The samples of each batch, from the plan's seed. Keeps the last two epochs used.
 
     Two, because around an epoch's end a worker may redo a fragment of the old epoch while the next
-    one has begun. An epoch costs 8 bytes a sample to keep and about 15 ns a sample to make.
+    one has begun. An epoch costs 8 bytes a sample to keep, and a sort to make.
     """
 
     def __init__(self, plan: FragmentPlan) -> None:

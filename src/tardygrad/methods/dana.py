@@ -28,7 +28,7 @@ from pydantic import Field, model_validator
 
 from tardygrad.methods.base import NOBODY, Origin
 from tardygrad.methods.rules.gradients import GradientMethod
-from tardygrad.methods.rules.settings import rate_alone
+from tardygrad.methods.rules.settings import rate_alone, require_rate_alone
 
 
 class DANA(GradientMethod):
@@ -45,11 +45,7 @@ class DANA(GradientMethod):
 
     @model_validator(mode="after")
     def _plain_steps(self) -> Self:
-        if self.optimizer.class_name != "SGD" or set(self.optimizer.arguments) != {"lr"}:
-            raise ValueError(
-                "optimizer: dana has its own momentum, method.momentum, on plain SGD with no "
-                f"argument but lr, got {self.optimizer.class_name} with {self.optimizer.arguments}"
-            )
+        require_rate_alone(self.optimizer, self.name)
         return self
 
     def server_rule(self, parameters: torch.Tensor) -> DANAServer:

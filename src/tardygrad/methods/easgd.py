@@ -30,7 +30,12 @@ from pydantic import Field, model_validator
 
 from tardygrad.methods.base import Outcome, ServerRule, Step
 from tardygrad.methods.rules.optimizers import OptimizerServer, sgd
-from tardygrad.methods.rules.settings import TrainingMethod, gradient, rate_alone
+from tardygrad.methods.rules.settings import (
+    TrainingMethod,
+    gradient,
+    rate_alone,
+    require_rate_alone,
+)
 from tardygrad.methods.schedules import Constant
 
 if TYPE_CHECKING:
@@ -65,12 +70,7 @@ class EASGD(TrainingMethod):
 
     @model_validator(mode="after")
     def _plain_steps(self) -> Self:
-        if self.optimizer.class_name != "SGD" or set(self.optimizer.arguments) != {"lr"}:
-            raise ValueError(
-                "optimizer: the workers of easgd take plain steps of SGD, with no argument but lr, "
-                f"got {self.optimizer.class_name} with {self.optimizer.arguments}; momentum is "
-                "method.momentum, weight decay method.weight_decay"
-            )
+        require_rate_alone(self.optimizer, self.name)
         return self
 
 

@@ -33,6 +33,20 @@ def rate_alone(settings: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
+def require_rate_alone(optimizer: OptimizerConfig, method: str) -> None:
+    """Refuse an optimizer that is more than SGD with a learning rate.
+
+    Raises:
+        ValueError: it is, and ``method`` would ignore what it is more.
+    """
+    if optimizer.class_name != "SGD" or set(optimizer.arguments) != {"lr"}:
+        raise ValueError(
+            f"optimizer: {method} takes steps of its own, plain SGD with no argument but lr, got "
+            f"{optimizer.class_name} with {optimizer.arguments}; momentum is method.momentum, "
+            "weight decay method.weight_decay"
+        )
+
+
 class TrainingMethod(Method):
     """An optimizer, a schedule of its rate, weight decay and clipping."""
 
