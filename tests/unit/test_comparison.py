@@ -136,6 +136,9 @@ def test_the_command(
     [
         (["blobs", "--methods", "nope"], "unknown method 'nope'"),
         (["blobs", "--methods", "ssp", "--target", "accuracy"], "expected METRIC=VALUE"),
+        (["blobs", "--methods", "ssp", "--target", "acuracy=0.9"], "did you mean 'accuracy'"),
+        (["blobs", "--methods", "ssp", "--own", "bound=1"], "expected METHOD.KEY=VALUE"),
+        (["blobs", "--methods", "ssp", "--own", "ssp.bound"], "expected METHOD.KEY=VALUE"),
         (["blobs", "--methods", "ssp", "--seeds", "0"], "expected at least 1"),
         (["blobs", "--methods", "ssp", "--set", "method=dana"], "--methods names the methods"),
     ],

@@ -82,6 +82,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.engine is not None:
         document = {**document, "engine": arguments.engine}
     document = override(document, arguments.set)
+    for assignment in arguments.own:
+        path, equals, _ = assignment.partition("=")
+        if not equals or "." not in path:
+            raise UsageError(f"--own {assignment}: expected METHOD.KEY=VALUE")
     own = parse_overrides(arguments.own)
     from tardygrad import methods
     from tardygrad.comparing import documents_of
@@ -89,6 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
     wanted = methods.names() if arguments.methods == "all" else arguments.methods.split(",")
     documents = documents_of(document, [name.strip() for name in wanted], own)
     name = str(document.get("name", "run"))
+    _check_metric(target, next(iter(documents.values())))
     directory = arguments.out or Path("runs") / f"comparison-{name}"
     return _compare(documents, arguments.seeds, directory, target, name)
 
@@ -121,6 +126,15 @@ def _target(text: str | None) -> Target | None:
         return Target(metric.strip(), float(value))
     except ValueError:
         raise UsageError(f"--target: expected METRIC=VALUE, got {text!r}") from None
+
+
+def _check_metric(target: Target | None, document: dict[str, Any]) -> None:
+    from tardygrad.errors import unknown
+    from tardygrad.training import resolve
+
+    measured = ("loss", *resolve(document).model.metrics)
+    if target is not None and target.metric not in measured:
+        raise UsageError(f"--target: {unknown('metric', target.metric, measured)}")
 
 
 def _tell(method: str, seed: int, number: int, total: int) -> None:
