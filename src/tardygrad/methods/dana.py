@@ -27,6 +27,7 @@ import torch
 from pydantic import Field, model_validator
 
 from tardygrad.methods.base import NOBODY, Origin
+from tardygrad.methods.rules import tables
 from tardygrad.methods.rules.gradients import GradientMethod
 from tardygrad.methods.rules.settings import rate_alone, require_rate_alone
 
@@ -84,15 +85,10 @@ class DANAServer:
 
     def state(self) -> dict[str, torch.Tensor]:
         """theta, each worker's momentum, and their sum."""
-        momenta = {f"momentum.{worker}": value.clone() for worker, value in self._momenta.items()}
+        momenta = tables.to_state("momentum", self._momenta)
         return {"theta": self._theta.clone(), "sum": self._sum.clone(), **momenta}
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
         """Take up what :meth:`state` returned."""
         self._theta, self._sum = state["theta"].clone(), state["sum"].clone()
-        prefix = "momentum."
-        self._momenta = {
-            int(key.removeprefix(prefix)): value.clone()
-            for key, value in state.items()
-            if key.startswith(prefix)
-        }
+        self._momenta = tables.from_state("momentum", dict(state))

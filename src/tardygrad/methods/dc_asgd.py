@@ -27,6 +27,7 @@ import torch
 from pydantic import Field
 
 from tardygrad.methods.base import NOBODY, Origin
+from tardygrad.methods.rules import tables
 from tardygrad.methods.rules.gradients import GradientMethod
 from tardygrad.methods.rules.optimizers import OptimizerServer
 from tardygrad.methods.rules.past import Past
@@ -82,19 +83,12 @@ class DCASGDServer(OptimizerServer):
 
     def state(self) -> dict[str, torch.Tensor]:
         """The optimizer's state, the versions that are kept, and the mean squares."""
-        squares = {
-            f"mean_square.{worker}": value.clone() for worker, value in self._squares.items()
-        }
+        squares = tables.to_state("mean_square", self._squares)
         return {**super().state(), "past": self._past.state(), **squares}
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
         """Take up what :meth:`state` returned."""
         state = dict(state)
         self._past.load_state(state.pop("past"))
-        prefix = "mean_square."
-        self._squares = {
-            int(key.removeprefix(prefix)): state.pop(key).clone()
-            for key in list(state)
-            if key.startswith(prefix)
-        }
+        self._squares = tables.from_state("mean_square", state)
         super().load_state(state)

@@ -27,6 +27,7 @@ import torch
 from pydantic import Field
 
 from tardygrad.methods.base import NOBODY, Origin
+from tardygrad.methods.rules import tables
 from tardygrad.methods.rules.gradients import GradientMethod
 from tardygrad.methods.rules.optimizers import OptimizerServer
 
@@ -75,7 +76,7 @@ class RingleaderServer(OptimizerServer):
 
     def state(self) -> dict[str, torch.Tensor]:
         """The optimizer's state, the table, and how old its rows are."""
-        table = {f"row.{worker}": row.clone() for worker, row in self._table.items()}
+        table = tables.to_state("row", self._table)
         ages = torch.tensor([[w, age] for w, age in self._ages.items()], dtype=torch.int64)
         return {**super().state(), **table, "ages": ages.reshape(-1, 2)}
 
@@ -83,5 +84,5 @@ class RingleaderServer(OptimizerServer):
         """Take up what :meth:`state` returned."""
         state = dict(state)
         self._ages = dict(state.pop("ages").tolist())
-        self._table = {worker: state.pop(f"row.{worker}").clone() for worker in self._ages}
+        self._table = tables.from_state("row", state)
         super().load_state(state)
