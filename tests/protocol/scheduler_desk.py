@@ -7,7 +7,8 @@ from typing import Any
 from tardygrad.data.fragments import FragmentPlan
 from tardygrad.protocol import effects as ef
 from tardygrad.protocol import events as ev
-from tardygrad.protocol.scheduler import Scheduler, SchedulerSettings
+from tardygrad.protocol.scheduler import Scheduler
+from tardygrad.protocol.scheduler_settings import SchedulerSettings
 
 PLAN = FragmentPlan(samples=48, batch_size=4, fragment_batches=3, seed=0)
 FRAGMENTS = PLAN.fragments_per_epoch

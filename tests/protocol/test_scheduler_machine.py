@@ -18,7 +18,8 @@ from tardygrad.consistency import ASP
 from tardygrad.protocol import effects as ef
 from tardygrad.protocol import events as ev
 from tardygrad.protocol.membership import LEFT
-from tardygrad.protocol.scheduler import SAVING, STOPPING, Scheduler, SchedulerSettings
+from tardygrad.protocol.scheduler import SAVING, STOPPING, Scheduler
+from tardygrad.protocol.scheduler_settings import SchedulerSettings
 from tardygrad.protocol.server import Server, ServerSettings
 from tardygrad.staleness import Constant
 

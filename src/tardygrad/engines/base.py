@@ -22,7 +22,8 @@ from tardygrad.layout import KeyRange, Layout
 from tardygrad.methods.base import Method
 from tardygrad.models.base import ModelAdapter
 from tardygrad.protocol.effects import CommitCheckpoint
-from tardygrad.protocol.scheduler import Scheduler, SchedulerSettings
+from tardygrad.protocol.scheduler import Scheduler
+from tardygrad.protocol.scheduler_settings import SchedulerSettings
 from tardygrad.protocol.server import Server, ServerSettings
 from tardygrad.protocol.worker import Worker, WorkerSettings
 

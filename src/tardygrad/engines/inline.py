@@ -12,25 +12,21 @@ simulation with the record that broke it.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from tardygrad.config import Duration
-from tardygrad.consistency import NO_NEED
 from tardygrad.engines.base import Job, Observer, RunEnd, Snapshot, SnapshotStore
 from tardygrad.engines.inline_disk import Disks
-from tardygrad.engines.inline_world import Member, Served, Stored, WatchedTrace, Watcher, World
+from tardygrad.engines.inline_members import Members
+from tardygrad.engines.inline_world import Member, WatchedTrace, Watcher
 from tardygrad.engines.shard_host import ShardHost, TraceFile, TraceSink, digest
 from tardygrad.engines.statistics import RunStatistics, ServerCounters, WorkerCounters
 from tardygrad.engines.worker_host import WorkerHost
 from tardygrad.errors import InvariantViolation
-from tardygrad.models.null import NullAdapter
 from tardygrad.protocol import effects as ef
 from tardygrad.protocol import events as ev
-from tardygrad.protocol import trace
 from tardygrad.protocol.invariants import Auditor
 
 _WAIT_LIMIT_S = 1e7
@@ -61,8 +57,12 @@ class InlineEngine:
         self.start_s = start_s
         self.linger_s = linger_s
         self.disk = disk
-        self.events = 0
         self._world: _Simulation | None = None
+
+    @property
+    def events(self) -> int:
+        """What the machines have handled."""
+        return 0 if self._world is None else self._world.events
 
     @property
     def now(self) -> float:
@@ -85,39 +85,20 @@ class InlineEngine:
             torch.set_num_threads(threads)
 
 
-class _Simulation(World):
+class _Simulation(Members):
     def __init__(
         self, engine: InlineEngine, job: Job, observer: Observer, store: SnapshotStore
     ) -> None:
-        super().__init__(job)
-        self.engine, self.job, self.observer, self.store = engine, job, observer, store
-        self.watcher = engine.watcher
-        self.shards = len(job.ranges)
-        self.server_addresses = [("server", shard) for shard in range(self.shards)]
+        super().__init__(job, engine.watcher)
+        self.engine, self.observer, self.store = engine, observer, store
         self.scheduler = job.scheduler(engine.start_s)
         self.auditor = Auditor(job.plan, self.shards, limit=job.method.staleness.limit)
-        self.adapter = job.build_adapter()
-        self.samples_in = functools.cache(job.plan.samples_in)
-        self.real = not isinstance(self.adapter, NullAdapter)
-        self.parameters = job.initial.clone()
         self.statistics = RunStatistics(job.config.workers, self.shards, job.plan.samples)
         self.statistics.begin(job.generation << 10, job.consumed_before, observer.now())
         self.disks = Disks(self, store, observer, engine.disk, job.config.seed)
         self.finished: ef.Finished | None = None
         self.next_progress = 0.5
-        self._effects: dict[type, Callable[[Any, ev.Address], None]] = {
-            ef.Send: self._send,
-            ef.Pull: self._pull,
-            ef.Compute: self._compute,
-            ef.Publish: self._publish,
-            ef.Release: self._release,
-            ef.Leave: self._leave,
-            ef.Apply: self._apply,
-            ef.Gather: self._gather,
-            ef.Commit: self._commit,
-            ef.Log: self._log,
-            ef.SendParameters: self._send_parameters,
-            ef.PublishClock: self._nothing,
+        self.effects |= {
             ef.SaveSnapshot: self._save_snapshot,
             ef.SpawnWorker: self._spawn_worker,
             ef.KillWorker: self._kill_worker,
@@ -155,23 +136,14 @@ class _Simulation(World):
         )
 
     def to_scheduler(self, event: Any) -> None:
-        self.engine.events += 1
+        self.events += 1
         effects = self.scheduler.handle(event, self.now)
         if self.watcher is not None:
             self.watcher.handled(self.now, ev.SCHEDULER, self.scheduler, event, effects)
         self._interpret(effects, ev.SCHEDULER)
 
-    def _handle(self, address: ev.Address, member: Member, event: Any) -> None:
-        self.engine.events += 1
-        effects = member.machine.handle(event, self.now)
-        if self.watcher is not None:
-            self.watcher.handled(self.now, address, member.machine, event, effects)
-        table = self._effects
-        for effect in effects:
-            table[type(effect)](effect, address)
-
     def _interpret(self, effects: list[ef.Effect], source: ev.Address) -> None:
-        table = self._effects
+        table = self.effects
         for effect in effects:
             table[type(effect)](effect, source)
 
@@ -252,166 +224,9 @@ class _Simulation(World):
         if member is not None and member.incarnation == effect.incarnation:
             member.alive = False
 
-    # --- messages -----------------------------------------------------------------------------
-
-    def _send(self, effect: ef.Send, source: ev.Address) -> None:
-        self.send(source, effect.to, effect.message)
-
-    def _publish(self, effect: ef.Publish, source: ev.Address) -> None:
-        member = self.at(source)
-        payload = member.slots.get(effect.push.seq)
-        for shard in effect.shards:
-            self.send(source, self.server_addresses[shard], effect.push, payload)
-
-    def _release(self, effect: ef.Release, source: ev.Address) -> None:
-        member = self.at(source)
-        member.slots.pop(effect.seq, None)
-
-    def _leave(self, effect: ef.Leave, source: ev.Address) -> None:
-        member = self.at(source)
-        member.alive = False
-
-    # --- workers ------------------------------------------------------------------------------
-
-    def to_worker(self, address: ev.Address, member: Member, event: Any, payload: Any) -> None:
-        if type(event) is ev.ShardPulled:
-            pulled = self._assemble(member, event, payload)
-            if pulled is None:
-                return
-            event = pulled
-        elif type(event) is ev.Computed:
-            member.steps += 1
-        self._handle(address, member, event)
-
-    def _pull(self, effect: ef.Pull, source: ev.Address) -> None:
-        member = self.at(source)
-        if member.pull is None or member.pull.seq != effect.seq:
-            member.pull, member.parts, member.pulled_at = effect, {}, self.now
-        needs = effect.needs or (NO_NEED,) * self.shards
-        for server, need in zip(self.server_addresses, needs, strict=True):
-            self.send(source, server, ev.PullAsked(source[1], effect.seq, need))
-
-    def _assemble(
-        self, member: Member, event: ev.ShardPulled, payload: torch.Tensor | None
-    ) -> ev.Pulled | None:
-        pull = member.pull
-        if pull is None or event.seq != pull.seq:
-            return None
-        self.engine.events += 1
-        member.parts[event.shard] = (event, payload)
-        if len(member.parts) < self.shards:
-            return None
-        member.pull = None
-        parts = [member.parts[s] for s in range(self.shards)]
-        if member.host is not None:
-            self._take_parameters(member.host, pull.fresh, [p for _, p in parts])
-        member.counters.communicating_s += self.now - member.pulled_at
-        member.counters.pulled_bytes += 4 * self.job.layout.parameters_size
-        reads = tuple(part.read for part, _ in parts)
-        return ev.Pulled(pull.seq, reads, min(part.clock for part, _ in parts))
-
-    def _take_parameters(
-        self, host: WorkerHost, fresh: bool, tensors: list[torch.Tensor | None]
-    ) -> None:
-        target = host.pull_target(fresh=fresh)
-        buffers = None
-        for key_range, tensor in zip(self.job.ranges, tensors, strict=True):
-            assert tensor is not None
-            target[key_range.slice] = tensor[: key_range.size]
-            if buffers is None:
-                buffers = tensor[key_range.size :]
-        host.pulled(fresh=fresh, buffers=buffers)
-
-    def _compute(self, effect: ef.Compute, source: ev.Address) -> None:
-        member = self.at(source)
-        worker = source[1]
-        batches = effect.stop - effect.first
-        draw = self.compute[worker]
-        seconds = draw() if batches == 1 else sum(draw() for _ in range(batches))
-        seconds *= self.fate.slowness(worker, self.now)
-        samples = self.samples_in(effect.lease.fragment, effect.first, effect.stop)
-        loss = 0.0
-        update: torch.Tensor | None = None
-        if member.host is not None:
-            update = torch.empty(self.job.layout.size)
-            loss = member.host.compute(effect, update).loss
-            member.host.adapter.release()
-        member.slots[effect.seq] = update
-        member.counters.computed(effect.lease.epoch, samples, batches, loss, seconds)
-        member.counters.pushed_bytes += 4 * self.job.layout.parameters_size
-        done = ev.Computed(effect.seq, samples)
-        self.later(seconds, source, done, member.incarnation)
-
-    # --- servers ------------------------------------------------------------------------------
-
-    def to_server(self, address: ev.Address, member: Member, event: Any, payload: Any) -> None:
-        if type(event) is ev.Push:
-            ready = max(self.now, member.busy_until) + self.apply_time()
-            if ready > self.now:
-                member.busy_until = ready
-                delay = ready - self.now
-                self.later(delay, address, Served(event), member.incarnation, payload)
-                return
-        elif type(event) is Served:
-            event = event.push
-        elif type(event) is Stored:
-            event = self.disks.written(address[1], event)
-        member.steps += 1
-        member.slots[0] = payload
-        self._handle(address, member, event)
-
-    def _apply(self, effect: ef.Apply, source: ev.Address) -> None:
-        member = self.at(source)
-        host: ShardHost = member.host
-        counters: ServerCounters = member.counters
-        host.trace.write(effect.record)
-        counters.applied(effect.push.worker, effect.record.staleness)
-        if counters.first_update_s is None:
-            counters.first_update_s = self.now
-        update = member.slots[0]
-        if update is not None:
-            size = self.job.layout.parameters_size
-            host.apply(effect, update[self.job.ranges[source[1]].slice], update[size:])
-
-    def _gather(self, effect: ef.Gather, source: ev.Address) -> None:
-        member = self.at(source)
-        member.host.trace.write(effect.record)
-        member.counters.applied(effect.push.worker, effect.record.staleness)
-        update = member.slots[0]
-        if update is not None:
-            size = self.job.layout.parameters_size
-            member.host.gather(effect, update[self.job.ranges[source[1]].slice], update[size:])
-
-    def _commit(self, effect: ef.Commit, source: ev.Address) -> None:
-        member = self.at(source)
-        member.host.trace.write(effect.record)
-        if member.counters.first_update_s is None:
-            member.counters.first_update_s = self.now
-        if self.real:
-            member.host.commit(effect)
-
-    def _log(self, effect: ef.Log, source: ev.Address) -> None:
-        member = self.at(source)
-        member.host.trace.write(effect.record)
-        if effect.record.kind == trace.DROPPED:
-            member.counters.dropped += effect.record.samples
-
-    def _send_parameters(self, effect: ef.SendParameters, source: ev.Address) -> None:
-        payload = None
-        shard = source[1]
-        if self.real:
-            payload = self.parameters[self.job.ranges[shard].slice].clone()
-            if shard == 0 and self.job.layout.buffers_size:
-                payload = torch.cat([payload, self.parameters[self.job.layout.parameters_size :]])
-        message = ev.ShardPulled(shard, effect.seq, effect.read, effect.clock)
-        self.send(source, ("worker", effect.worker), message, payload)
-
     def _save_snapshot(self, effect: ef.SaveSnapshot, source: ev.Address) -> None:
         member = self.at(source)
         self.disks.snapshot(effect, source, member)
-
-    def _nothing(self, effect: ef.Effect, source: ev.Address) -> None:
-        """Pulls pass through the server's machine here, so its clock need not be published."""
 
     # --- the run ------------------------------------------------------------------------------
 

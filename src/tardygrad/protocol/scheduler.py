@@ -13,10 +13,8 @@ snapshot, and meanwhile no lease is granted. Nothing here waits: each answer mov
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-from tardygrad.data.fragments import FragmentPlan
 from tardygrad.errors import InvariantViolation
 from tardygrad.protocol import events as ev
 from tardygrad.protocol import membership as mb
@@ -35,6 +33,7 @@ from tardygrad.protocol.effects import (
 )
 from tardygrad.protocol.leasing import LeaseDesk
 from tardygrad.protocol.outbox import Outbox
+from tardygrad.protocol.scheduler_settings import SchedulerSettings
 from tardygrad.protocol.watch import Watch
 
 STARTING = "starting"
@@ -42,33 +41,6 @@ RUNNING = "running"
 STOPPING = "stopping"
 SAVING = "saving"
 OVER = "over"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SchedulerSettings:
-    """What the scheduler must know of the run; times in seconds.
-
-    A resumed run (``generation`` above 0) numbers everything above whatever its predecessors can
-    have used.
-    """
-
-    plan: FragmentPlan
-    epochs: int
-    workers: int
-    shards: int
-    lease_s: float
-    start_s: float
-    stop_s: float
-    resend_s: float
-    restarts: int
-    backoff_s: float
-    backoff_max_s: float
-    checkpoint_every_s: float
-    uses_clocks: bool
-    open_epochs: int = 2
-    generation: int = 0
-    first_step: int = 1
-    epochs_reported: int = 0
 
 
 class Scheduler:

@@ -1,0 +1,34 @@
+"""What the scheduler is told of a run before it begins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tardygrad.data.fragments import FragmentPlan
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SchedulerSettings:
+    """What the scheduler must know of the run; times in seconds.
+
+    A resumed run (``generation`` above 0) numbers everything above whatever its predecessors can
+    have used.
+    """
+
+    plan: FragmentPlan
+    epochs: int
+    workers: int
+    shards: int
+    lease_s: float
+    start_s: float
+    stop_s: float
+    resend_s: float
+    restarts: int
+    backoff_s: float
+    backoff_max_s: float
+    checkpoint_every_s: float
+    uses_clocks: bool
+    open_epochs: int = 2
+    generation: int = 0
+    first_step: int = 1
+    epochs_reported: int = 0
