@@ -15,7 +15,7 @@ bits are its sample's: no two are equal, so any sort gives the same order, the f
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,8 @@ class FragmentPlan:
         batch_size: Samples of a batch; the epoch's last batch may be short.
         fragment_batches: Batches of a fragment; the epoch's last fragment may be short.
         seed: Decides the permutations; at least 0.
+        batches_per_epoch: Batches of an epoch, a short last one included.
+        fragments_per_epoch: Fragments of an epoch, a short last one included.
 
     Raises:
         ValueError: If a count is below 1 or the seed is negative.
@@ -47,6 +49,9 @@ class FragmentPlan:
     batch_size: int
     fragment_batches: int
     seed: int
+    # Kept and not worked out anew: every step of every worker asks for them several times.
+    batches_per_epoch: int = field(init=False, repr=False, compare=False)
+    fragments_per_epoch: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name in ("samples", "batch_size", "fragment_batches"):
@@ -54,16 +59,9 @@ class FragmentPlan:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.seed < 0:
             raise ValueError(f"seed must be at least 0, got {self.seed}")
-
-    @property
-    def batches_per_epoch(self) -> int:
-        """Batches of an epoch, a short last one included."""
-        return -(-self.samples // self.batch_size)
-
-    @property
-    def fragments_per_epoch(self) -> int:
-        """Fragments of an epoch, a short last one included."""
-        return -(-self.batches_per_epoch // self.fragment_batches)
+        batches = -(-self.samples // self.batch_size)
+        object.__setattr__(self, "batches_per_epoch", batches)
+        object.__setattr__(self, "fragments_per_epoch", -(-batches // self.fragment_batches))
 
     def batches(self, fragment: int) -> int:
         """Batches of the fragment: `fragment_batches`, or fewer for the epoch's last.

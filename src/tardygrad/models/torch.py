@@ -108,6 +108,7 @@ class TorchAdapter:
         self._views: dict[tuple[int, int], list[torch.Tensor]] = {}
         self._lent: dict[int, list[torch.Tensor]] = {}
         self._borrows = False
+        self._one = torch.ones(())
         # What `gradient` found, so that the other operations need not look again: the gradients,
         # the data of their parameters, and which parameters have one and which have none.
         self._gradients: list[torch.Tensor] = []
@@ -199,7 +200,11 @@ class TorchAdapter:
         loss = self.loss(self.module(*inputs), target)
         if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or not loss.requires_grad:
             raise ModelError(_loss_problem(loss))
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it without annotations
+        one = self._one
+        if one.dtype != loss.dtype or one.shape != loss.shape or one.device != loss.device:
+            one = self._one = torch.ones_like(loss)
+        # With what backward() would make anew for every batch.
+        torch.autograd.backward(loss, one)
         self._collect()
         return loss.item()
 
