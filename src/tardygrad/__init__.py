@@ -1,8 +1,8 @@
 """tardygrad: train models on whatever machines people have.
 
-The public API: ``train`` and ``resume`` for a whole run, ``methods`` for the ways of training,
-``Callback`` to listen in, ``errors`` for what can go wrong. Everything is imported when it is first
-used, so that ``import tardygrad`` costs next to nothing.
+The public API: ``train`` and ``resume`` for a whole run, ``export`` for its model, ``methods`` for
+the ways of training, ``Callback`` to listen in, ``errors`` for what can go wrong. Everything is
+imported when it is first used, so that ``import tardygrad`` costs next to nothing.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tardygrad.api import resume, train
     from tardygrad.auditing import audit
     from tardygrad.callbacks import Callback
+    from tardygrad.exporting import export
     from tardygrad.replaying import replay
     from tardygrad.training import Result
 
@@ -25,11 +26,22 @@ _HOMES = {
     "Callback": "tardygrad.callbacks",
     "Result": "tardygrad.training",
     "audit": "tardygrad.auditing",
+    "export": "tardygrad.exporting",
     "replay": "tardygrad.replaying",
 }
 _MODULES = ("methods", "errors")
 
-__all__ = ["Callback", "Result", "audit", "errors", "methods", "replay", "resume", "train"]
+__all__ = [
+    "Callback",
+    "Result",
+    "audit",
+    "errors",
+    "export",
+    "methods",
+    "replay",
+    "resume",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

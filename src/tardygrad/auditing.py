@@ -26,9 +26,8 @@ from tardygrad.data.fragments import FragmentPlan
 from tardygrad.errors import LedgerError, RunDirectoryError
 from tardygrad.metrics import sink
 from tardygrad.protocol import invariants, trace
-from tardygrad.protocol.trace import Record
 from tardygrad.storage.run_directory import RunDirectory
-from tardygrad.storage.traces import read_traces
+from tardygrad.storage.traces import Piece, read_pieces
 
 __all__ = ["Audit", "Row", "audit", "run_plan"]
 
@@ -94,12 +93,12 @@ def audit(run: str | os.PathLike[str], *, outcome: str | None = None) -> Audit:
         StorageError: Something cannot be read.
     """
     directory = RunDirectory.open(run)
-    traces = read_traces(directory.trace)
+    pieces = read_pieces(directory.path)
     plan = run_plan(directory.path)
     if outcome is None:
         outcome = directory.record.outcome
     due = _config(directory).epochs if outcome == "done" else 0
-    return _judge(traces, plan, due)
+    return _judge(pieces, plan, due)
 
 
 def run_plan(run: Path) -> FragmentPlan:
@@ -130,29 +129,38 @@ def _config(directory: RunDirectory) -> RunConfig:
     )
 
 
-def _judge(traces: Sequence[Sequence[Record]], plan: FragmentPlan, due: int) -> Audit:
+def _judge(pieces: Sequence[Piece], plan: FragmentPlan, due: int) -> Audit:
     """Rows and finding; the first ``due`` epochs must be whole."""
-    touched = max((_check(shard, records, plan) for shard, records in enumerate(traces)), default=0)
-    counted = {
-        (row.epoch, row.shard): row for row in invariants.account(traces, plan, max(due, touched))
-    }
+    touched = max((_check(piece, plan) for piece in pieces), default=0)
+    traces = [piece.records for piece in pieces]
+    counted: dict[tuple[int, int], invariants.Row] = {}
+    for row in invariants.account(traces, plan, max(due, touched)):
+        counted[row.epoch, row.shard] = row
     # An epoch whose every update was rolled back is as if nobody had begun it.
     begun = max((epoch + 1 for epoch, _ in counted), default=0)
+    untouched = (0, 0, plan.samples, 0)
+    shards = sorted({piece.shard for piece in pieces})
     rows: list[Row] = []
     for epoch in range(max(due, begun)):
-        for shard in range(len(traces)):
-            found = counted.get((epoch, shard))
-            applied, dropped, missing, twice = found[2:6] if found else (0, 0, plan.samples, 0)
+        for shard in shards:
+            found = [
+                tuple(counted[epoch, n][2:6]) if (epoch, n) in counted else untouched
+                for n, piece in enumerate(pieces)
+                if piece.shard == shard
+            ]
+            # Of a shard that was several, what holds for all of it.
+            applied = min(counts[0] for counts in found)
+            dropped, missing, twice = (max(counts[i] for counts in found) for i in (1, 2, 3))
             complete = epoch < due or missing == 0
             rows.append(Row(epoch + 1, shard, applied, dropped, missing, twice, complete))
     exact = not any(row.twice or (row.complete and row.missing) for row in rows)
     return Audit(exact, rows)
 
 
-def _check(shard: int, records: Sequence[Record], plan: FragmentPlan) -> int:
+def _check(piece: Piece, plan: FragmentPlan) -> int:
     """See that a trace fits the plan; returns how many epochs it has touched."""
     epochs = 0
-    for record in records:
+    for record in piece.records:
         if record.kind in trace.BOOKED:
             epochs = max(epochs, record.epoch + 1)
             try:
@@ -161,7 +169,7 @@ def _check(shard: int, records: Sequence[Record], plan: FragmentPlan) -> int:
                 samples = -1
             if samples != record.samples:
                 raise LedgerError(
-                    f"the trace of shard {shard} is not of this configuration: it has "
+                    f"the trace of shard {piece.shard} is not of this configuration: it has "
                     f"{record.samples} samples in batches {record.first} to {record.stop - 1} of "
                     f"fragment {record.fragment} in epoch {record.epoch + 1}, the plan {plan} has "
                     f"{max(samples, 0)}; restore config.yaml as the run wrote it"

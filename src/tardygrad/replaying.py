@@ -33,7 +33,7 @@ from tardygrad.protocol.events import Lease
 from tardygrad.protocol.history import History, Life, State, Step, impossible, push_of
 from tardygrad.protocol.trace import Record
 from tardygrad.storage.run_directory import RunDirectory
-from tardygrad.storage.traces import read_traces
+from tardygrad.storage.traces import cuts, read_traces
 
 __all__ = ["ReplayReport", "replay", "replay_traces"]
 
@@ -85,6 +85,7 @@ def replay(
     directory = RunDirectory.open(run)
     expected = _recorded_digest(directory)
     _check_one_method(directory)
+    _check_one_shape(directory)
     traces = read_traces(directory.trace)
     threads = torch.get_num_threads()
     try:
@@ -137,6 +138,14 @@ def _check_one_method(directory: RunDirectory) -> None:
         raise RunDirectoryError(
             f"{directory} was resumed with another method or other settings of it ({names}); only "
             "a run that kept its method can be repeated from its beginning"
+        )
+
+
+def _check_one_shape(directory: RunDirectory) -> None:
+    if cuts(directory.path):
+        raise RunDirectoryError(
+            f"{directory} was resumed with another number of servers; only a run that kept its "
+            "shards can be repeated from its beginning"
         )
 
 

@@ -16,12 +16,13 @@ from tardygrad.engines.stores import DirectoryStore
 from tardygrad.errors import CheckpointError, ConfigError, UsageError
 from tardygrad.metrics.sink import read
 from tardygrad.protocol.ledger import Ledger
+from tardygrad.reshaping import mend, reshape
 from tardygrad.storage.run_directory import RunDirectory
 
-__all__ = ["begins_anew", "check_resumable", "placed"]
+__all__ = ["begins_anew", "check_resumable", "made_ready", "placed"]
 
 
-def check_resumable(directory: RunDirectory, job: Job) -> None:
+def check_resumable(directory: RunDirectory, job: Job, store: DirectoryStore) -> None:
     """See that a run can go on as ``job`` describes it.
 
     Raises:
@@ -31,12 +32,13 @@ def check_resumable(directory: RunDirectory, job: Job) -> None:
         UsageError: the data has another number of samples.
     """
     _check_samples(directory, job.plan)
-    store = DirectoryStore(directory.path, job.layout.fingerprint())
     states = store.states()
-    if not states and store.any_committed():
+    # A run that was killed before its first checkpoint has none, and begins again.
+    lost = store.next_step() > 1 and _told(directory, "checkpoint", "step")
+    if not states and (store.files.any_finished() or lost):
         raise CheckpointError(
-            f"no checkpoint of {directory} can be used ({store.skipped()[0]}); restore one from a "
-            "copy, or delete the folder checkpoints to train from the beginning again"
+            f"no checkpoint of {directory} can be used ({'; '.join(store.skipped())}); restore one "
+            "from a copy, or delete the folder checkpoints to train from the beginning again"
         )
     for state in states:
         _check_round(state, job)
@@ -75,11 +77,32 @@ def _check_round(state: dict[str, Any], job: Job) -> None:
 
 def begins_anew(store: DirectoryStore, job: Job) -> str:
     """Why the servers cannot take up the method's state in the checkpoint, or an empty string."""
-    kinds = sorted({str(s["rule"]) for s in store.states() if s.get("rule", job.method.kind)})
-    others = [kind for kind in kinds if kind != job.method.kind]
+    # A rule without a name could not be carried over to other shards, which was told.
+    kinds = {str(state.get("rule", job.method.kind)) for state in store.states()}
+    others = sorted(kind for kind in kinds if kind not in (job.method.kind, ""))
     if not others:
         return ""
     return f"the checkpoint is of {' and '.join(others)}, the run goes on with {job.method.kind}"
+
+
+def made_ready(directory: RunDirectory, job: Job, store: DirectoryStore) -> list[tuple[str, str]]:
+    """See that the newest checkpoint has the job's shards; returns what is to be told.
+
+    Raises:
+        CheckpointError: old shards that must become one have not booked the same samples.
+        StorageError: the disk is full or fails.
+    """
+    decisions = [("a checkpoint is passed over", reason) for reason in store.skipped()]
+    mend(directory, store)
+    told = reshape(directory, store, job.ranges, job.plan, _next_step(directory, store))
+    if told:
+        decisions.append((f"the run goes on with {len(job.ranges)} shards", told))
+    return decisions
+
+
+def _next_step(directory: RunDirectory, store: DirectoryStore) -> int:
+    # Above every one that there ever was: another place may still have those that are gone here.
+    return max(store.next_step(), *(step + 1 for step in _told(directory, "checkpoint", "step")), 1)
 
 
 def placed(job: Job, directory: RunDirectory, store: DirectoryStore, generation: int) -> Job:
@@ -91,17 +114,21 @@ def placed(job: Job, directory: RunDirectory, store: DirectoryStore, generation:
         consumed = min(ledger.consumed for ledger in ledgers)
         # What was told of epochs that the checkpoint does not have is told again.
         complete = min(ledger.epochs_complete for ledger in ledgers)
-        ended = [e["epoch"] for e in read(directory.metrics_jsonl) if e["event"] == "epoch"]
-        reported = min(complete, max(ended, default=0))
+        reported = min(complete, max(_told(directory, "epoch", "epoch"), default=0))
     # One number that tells this stretch of the run from every other one.
     lineage = (int(directory.record.run[:12], 16) << 12) + generation
     return replace(
         job,
+        run=directory.record.run,
         lineage=lineage,
         generation=generation,
-        first_step=store.next_step(),
+        first_step=_next_step(directory, store) if generation else 1,
         epochs_reported=reported,
         consumed_before=consumed,
         run_directory=directory.path,
         trace_directory=directory.trace,
     )
+
+
+def _told(directory: RunDirectory, event: str, field: str) -> list[int]:
+    return [int(e[field]) for e in read(directory.metrics_jsonl) if e["event"] == event]

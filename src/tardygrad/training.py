@@ -32,6 +32,7 @@ from tardygrad.engines.base import Engine, Job, RunEnd
 from tardygrad.engines.child import explain, pickled
 from tardygrad.engines.stores import DirectoryStore
 from tardygrad.errors import ModelError, RunDirectoryError, TardygradError, UsageError
+from tardygrad.exporting import keep_fixed_state
 from tardygrad.layout import partition
 from tardygrad.methods import parse, switch
 from tardygrad.metrics.console import View, choose
@@ -40,7 +41,7 @@ from tardygrad.metrics.sink import MetricsLog, read
 from tardygrad.models.factory import build
 from tardygrad.observer import RunObserver, stopped_by_signals
 from tardygrad.preflight import check_first_batch
-from tardygrad.resuming import begins_anew, check_resumable, placed
+from tardygrad.resuming import begins_anew, check_resumable, made_ready, placed
 from tardygrad.storage.atomic import write_bytes
 from tardygrad.storage.run_directory import RunDirectory
 
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
 _EXIT_CODES = {"done": 0, "failed": 1, "preempted": 75}
 _BY_VALUE_DATA_LIMIT = 64 << 20
 _FIXED_ON_RESUME = (
-    "seed", "model", "data", "batch_size", "fragment_batches", "servers", "engine",
+    "seed", "model", "data", "batch_size", "fragment_batches", "engine",
 )  # fmt: skip
 
 
@@ -136,7 +137,9 @@ def run(
         ) as directory:
             directory.check_layout(job.layout.fingerprint())
             _keep_by_value(directory, by_value or {})
-            stage = _Stage(directory, job, adapter, started, quiet, callbacks)
+            keep_fixed_state(directory, adapter)
+            store = _store(directory, job)
+            stage = _Stage(directory, job, store, adapter, started, quiet, callbacks)
             return stage.play()
     finally:
         nursery.discard()
@@ -156,7 +159,7 @@ def resume(
     Args:
         run: the run directory.
         overrides: settings to change, such as ``{"workers": 8}``; what determines which samples
-            are trained, and the number of shards, cannot change.
+            are trained cannot change.
         quiet: show nothing on the terminal.
         command_started: ``time.monotonic()`` when the command began.
         by_value: objects that the run directory does not hold (large data).
@@ -177,11 +180,14 @@ def resume(
             adapter = build(config.model, config.seed, objects, config.device)
             job = _job(config, data, adapter, objects)
             directory.check_layout(job.layout.fingerprint())
-            check_resumable(directory, job)
+            store = _store(directory, job)
+            check_resumable(directory, job, store)
             check_first_batch(job)
+            decisions = made_ready(directory, job, store)
             write_bytes(directory.config_yaml, to_yaml(config).encode())
-            stage = _Stage(directory, job, adapter, started, quiet, callbacks)
-            return stage.play(generation=directory.next_incarnation())
+            keep_fixed_state(directory, adapter)
+            stage = _Stage(directory, job, store, adapter, started, quiet, callbacks)
+            return stage.play(directory.next_incarnation(), decisions)
         finally:
             nursery.discard()
 
@@ -242,6 +248,11 @@ def _job(
     )
 
 
+def _store(directory: RunDirectory, job: Job) -> DirectoryStore:
+    run, keep = directory.record.run, job.config.checkpoint.keep
+    return DirectoryStore(directory.path, job.layout, job.ranges, run=run, keep=keep)
+
+
 def _keep_by_value(directory: RunDirectory, by_value: Mapping[str, Any]) -> None:
     if not by_value:
         return
@@ -298,27 +309,24 @@ class _Stage:
     """One stretch of a run, from its start or a checkpoint to its end or an interruption."""
 
     def __init__(
-        self, directory: RunDirectory, job: Job, adapter: TorchAdapter, started: float,
-        quiet: bool, callbacks: Sequence[Callback],
+        self, directory: RunDirectory, job: Job, store: DirectoryStore, adapter: TorchAdapter,
+        started: float, quiet: bool, callbacks: Sequence[Callback],
     ) -> None:  # fmt: skip
-        self.directory, self.job, self.adapter = directory, job, adapter
+        self.directory, self.job, self.store, self.adapter = directory, job, store, adapter
         self.started, self.quiet = started, quiet
         self.callbacks = CallbackList(callbacks)
 
-    def play(self, generation: int = 0) -> Result:
-        """Train; returns the result, whatever the outcome."""
-        config = self.job.config
-        store = DirectoryStore(
-            self.directory.path, self.job.layout.fingerprint(), config.checkpoint.keep
-        )
+    def play(self, generation: int = 0, decisions: Sequence[tuple[str, str]] = ()) -> Result:
+        """Train; returns the result, whatever the outcome. ``decisions`` were made before."""
+        config, store = self.job.config, self.store
         job = placed(self.job, self.directory, store, generation)
         log = MetricsLog(self.directory.metrics_jsonl)
         engine, clock = _engine(config.engine)
         origin = None if config.engine == "inline" else self.started
         with Recorder(log, self._views(generation), clock, origin=origin) as recorder:
             observer = RunObserver(recorder, self.directory.events_log, self.callbacks)
-            for reason in store.skipped():
-                observer.decided("a checkpoint is passed over", reason)
+            for decision, reason in decisions:
+                observer.decided(decision, reason)
             if generation and (why := begins_anew(store, job)):
                 observer.decided("the method's state begins anew", why)
             start = self._start_fields(job)

@@ -30,7 +30,7 @@ def test_real_processes_conform(tmp_path: Path) -> None:
         for part in ("trace", "logs", "checkpoints"):
             (run / part).mkdir(parents=True)
         placed = dataclasses.replace(job, run_directory=run, trace_directory=run / "trace")
-        return placed, DirectoryStore(run, job.layout.fingerprint())
+        return placed, DirectoryStore(run, job.layout, job.ranges)
 
     check_engine(ProcessesEngine(), place)
 

@@ -51,7 +51,7 @@ def arena(job: Job, tmp_path: Path) -> Arena:
 @pytest.fixture
 def run(job: Job, arena: Arena, tmp_path: Path) -> Iterator[_Run]:
     assert job.run_directory is not None
-    store = DirectoryStore(job.run_directory, job.layout.fingerprint())
+    store = DirectoryStore(job.run_directory, job.layout, job.ranges)
     nursery: Any = FakeNursery()
     made = _Run(job, SilentObserver(), store, tmp_path, arena, nursery)
     yield made
@@ -91,7 +91,7 @@ def test_a_successor_waits_until_its_predecessor_is_gone(run: _Run) -> None:
 
 def test_what_was_written_for_a_given_up_checkpoint_goes(run: _Run) -> None:
     tensors = {"parameters": torch.zeros(4)}
-    place = run.files._store.directory(1)
+    place = run.files.files.directory(1)
     file = run.files.write(1, 0, tensors, {})
     run._handle(ev.SnapshotTaken(0, 0, 1, 5, 640, file))
     assert place.exists()

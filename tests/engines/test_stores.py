@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,11 +13,20 @@ import torch
 from tardygrad.engines.shard_host import TraceFile
 from tardygrad.engines.stores import DirectoryStore
 from tardygrad.errors import CheckpointError, LedgerError, StorageError
+from tardygrad.layout import Layout, partition
 from tardygrad.protocol import trace
 from tardygrad.protocol.trace import Record
 from tardygrad.storage.traces import read_traces
 
 SHARDS = 2
+MODEL = Layout.of([("w", (32,), "float32")])
+OTHER = Layout.of([("w", (33,), "float32")])
+
+
+def store_of(
+    place: Path, model: Layout = MODEL, *, run: str = "a", shards: int = SHARDS, keep: int = 3
+) -> DirectoryStore:
+    return DirectoryStore(place, model, partition(model, shards), run=run, keep=keep)
 
 
 @contextlib.contextmanager
@@ -43,13 +52,13 @@ def checkpoint(store: DirectoryStore, step: int, value: float) -> None:
 
 
 def test_the_newest_whole_checkpoint_counts(tmp_path: Path) -> None:
-    store = DirectoryStore(tmp_path, "model-a")
+    store = store_of(tmp_path)
     assert store.newest(0) is None
     assert store.next_step() == 1
     checkpoint(store, 1, 1.0)
     checkpoint(store, 2, 2.0)
     store.write(3, 0, {"parameters": torch.zeros(8)}, {})  # its run died before the other shard
-    found = DirectoryStore(tmp_path, "model-a").newest(1)
+    found = store_of(tmp_path).newest(1)
     assert found is not None
     assert (found.step, found.state) == (2, {"version": 2})
     assert torch.equal(found.tensors["parameters"], torch.full((8,), 2.0))
@@ -57,7 +66,7 @@ def test_the_newest_whole_checkpoint_counts(tmp_path: Path) -> None:
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_told(tmp_path: Path) -> None:
-    store = DirectoryStore(tmp_path, "model-a")
+    store = store_of(tmp_path)
     checkpoint(store, 1, 1.0)
     checkpoint(store, 2, 2.0)
     shard = next((tmp_path / "checkpoints" / f"{2:012d}").glob("shard-001*"))
@@ -74,17 +83,78 @@ def test_a_damaged_checkpoint_is_passed_over_and_told(tmp_path: Path) -> None:
     assert len(store.skipped()) == 1
 
 
+def test_another_runs_checkpoint_is_passed_over_and_told(tmp_path: Path) -> None:
+    store = store_of(tmp_path)
+    checkpoint(store, 1, 1.0)
+    checkpoint(store_of(tmp_path, run="b"), 2, 2.0)
+    found = store.newest(0)
+    assert found is not None and found.step == 1
+    [reason] = store.skipped()
+    assert f"{2:012d} is of another run (b, this is a)" in reason
+    whole = store.whole()
+    assert whole is not None and whole.step == 1
+
+
+def test_a_server_passes_over_what_is_cut_otherwise(tmp_path: Path) -> None:
+    checkpoint(store_of(tmp_path), 1, 1.0)
+    other = store_of(tmp_path, shards=1)
+    with pytest.raises(CheckpointError, match=r"shard 0 cannot be restored: .*into 2 other shards"):
+        other.newest(0)
+    whole = other.whole()
+    assert whole is not None and not other.has_shape(whole)
+    assert other.states() == [{"version": 1}] * 2
+
+
+def damages(place: Path) -> list[tuple[str, Callable[[], object]]]:
+    """Ways to damage shard 0 of the newest checkpoint, and what is said of it."""
+    shard, manifest = place / "shard-000.safetensors", place / "manifest.json"
+
+    def flip(path: Path) -> None:
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+
+    return [
+        ("shard-000.safetensors has", lambda: shard.write_bytes(shard.read_bytes()[:-1])),
+        ("shard-000.safetensors is damaged", lambda: flip(shard)),
+        ("shard-000.safetensors is missing", shard.unlink),
+        ("manifest.json is damaged", lambda: flip(manifest)),
+        ("never finished", manifest.unlink),
+    ]
+
+
+@pytest.mark.parametrize("way", range(5))
+def test_a_server_takes_the_one_before_and_none_at_all_is_one_line(
+    tmp_path: Path, way: int
+) -> None:
+    store = store_of(tmp_path)
+    for step in (1, 2):
+        checkpoint(store, step, float(step))
+    said, damage = damages(store.files.directory(2))[way]
+    damage()
+    found = store.newest(0)
+    assert found is not None and found.step == 1
+    [reason] = store.skipped()
+    assert said in reason
+    if said != "never finished":
+        damages(store.files.directory(1))[way][1]()
+        with pytest.raises(CheckpointError, match="shard 0 cannot be restored") as caught:
+            store.newest(0)
+        assert str(caught.value).count(said) == 2
+        assert "\n" not in str(caught.value)
+
+
 def test_another_model_is_refused(tmp_path: Path) -> None:
-    checkpoint(DirectoryStore(tmp_path, "model-a"), 1, 1.0)
+    checkpoint(store_of(tmp_path), 1, 1.0)
     with pytest.raises(CheckpointError, match="of a model with other parameters"):
-        DirectoryStore(tmp_path, "model-b").newest(0)
+        store_of(tmp_path, OTHER).newest(0)
     with pytest.raises(CheckpointError, match="of a model with other parameters"):
-        DirectoryStore(tmp_path, "model-b").states()
-    assert DirectoryStore(tmp_path / "none", "model-b").states() == []
+        store_of(tmp_path, OTHER).states()
+    assert store_of(tmp_path / "none", OTHER).states() == []
 
 
 def test_a_server_that_cannot_write_leaves_the_others_files_alone(tmp_path: Path) -> None:
-    store = DirectoryStore(tmp_path, "model-a")
+    store = store_of(tmp_path)
     checkpoint(store, 1, 1.0)
     store.write(2, 0, {"parameters": torch.zeros(8)}, {})
     with no_file_beyond(64), pytest.raises(StorageError):
@@ -98,7 +168,7 @@ def test_a_server_that_cannot_write_leaves_the_others_files_alone(tmp_path: Path
 
 
 def test_only_so_many_are_kept(tmp_path: Path) -> None:
-    store = DirectoryStore(tmp_path, "model-a", keep=2)
+    store = store_of(tmp_path, keep=2)
     for step in range(1, 6):
         checkpoint(store, step, float(step))
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [
@@ -108,7 +178,7 @@ def test_only_so_many_are_kept(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_leaves_no_half_checkpoint(tmp_path: Path) -> None:
-    store = DirectoryStore(tmp_path, "model-a")
+    store = store_of(tmp_path)
     checkpoint(store, 1, 1.0)
     with no_file_beyond(64), pytest.raises(StorageError, match="cannot write"):
         store.write(2, 0, {"parameters": torch.zeros(1000)}, {})
@@ -120,7 +190,7 @@ def test_a_full_disk_leaves_no_half_checkpoint(tmp_path: Path) -> None:
 
 
 def test_a_commit_without_its_files_is_refused(tmp_path: Path) -> None:
-    store = DirectoryStore(tmp_path, "model-a")
+    store = store_of(tmp_path)
     with pytest.raises(StorageError):
         store.commit(1, (("shard-000.safetensors", 10, "0" * 64),), {"samples": [1]})
     assert store.newest(0) is None

@@ -25,7 +25,7 @@ LAYERS = (
     ("protocol",),
     ("models", "storage", "metrics"),
     ("engines",),
-    ("callbacks", "auditing", "fitting"),
+    ("callbacks", "auditing", "exporting", "fitting", "reshaping"),
     ("observer", "preflight", "resuming"),
     ("training",),
     ("replaying", "comparing"),

@@ -47,6 +47,7 @@ OPTIONS = {
     ],
     "replay": ["--help", "--quiet", "RUN"],
     "ledger": ["--help", "--json", "RUN"],
+    "export": ["--checkpoint", "--help", "--out", "RUN"],
     "report": ["--help", "RUN"],
     "recipes": ["--help", "[NAME]"],
     "clean": ["--dry-run", "--help"],

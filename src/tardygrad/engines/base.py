@@ -79,10 +79,10 @@ class SnapshotStore(Protocol):
 class Job:
     """Everything that is decided before a run begins.
 
-    ``lineage`` tells this stretch of the run from every other; ``generation`` counts how often the
-    run was resumed; ``first_step`` is the number of the next checkpoint; ``consumed_before`` are
-    the samples in the checkpoint that it goes on from; ``trace_directory`` is
-    None where no trace files are wanted.
+    ``run`` is the run's id; ``lineage`` tells this stretch of it from every other; ``generation``
+    counts how often it was resumed; ``first_step`` is the number of the next checkpoint;
+    ``consumed_before`` are the samples in the checkpoint that it goes on from; ``trace_directory``
+    is None where no trace files are wanted.
     """
 
     config: RunConfig
@@ -94,6 +94,7 @@ class Job:
     train: Source
     test: Source | None
     build_adapter: Callable[[], ModelAdapter]
+    run: str = ""
     lineage: int = 1
     generation: int = 0
     first_step: int = 1

@@ -98,7 +98,7 @@ class _Run:
         self.job, self.observer, self.store = job, observer, store
         self.directory, self.arena, self.nursery = directory, arena, processes
         assert job.run_directory is not None
-        self.files = DirectoryStore(job.run_directory, job.layout.fingerprint())
+        self.files = DirectoryStore(job.run_directory, job.layout, job.ranges, run=job.run)
         self.ringer = Ringer(directory)
         self.scheduler = job.scheduler()
         self.members: dict[ev.Address, _Process] = {}

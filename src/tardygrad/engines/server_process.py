@@ -67,7 +67,7 @@ class _ServerProcess:
         self.bell = Bell(directory, f"server-{shard}")
         self.ringer = Ringer(directory)
         assert job.run_directory is not None and job.trace_directory is not None
-        self.store = DirectoryStore(job.run_directory, job.layout.fingerprint())
+        self.store = DirectoryStore(job.run_directory, job.layout, job.ranges, run=job.run)
         self.where = job.ranges[shard].slice
         self.buffers_at = job.layout.parameters_size
         snapshot = self.store.newest(shard) if incarnation > 0 else None

@@ -6,11 +6,13 @@ main process writes when all shards are there.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tardygrad.engines.base import Snapshot, Tensors
 from tardygrad.errors import CheckpointError, StorageError
+from tardygrad.layout import KeyRange, Layout
 from tardygrad.storage.checkpoints import Checkpoint, CheckpointStore, ShardFile
 
 
@@ -19,20 +21,32 @@ class DirectoryStore:
 
     Args:
         run_directory: the run's directory.
-        fingerprint: of the model's layout; a checkpoint of another model is refused.
+        layout: the model's; a checkpoint of another model is refused.
+        ranges: the shards' key ranges; a server passes over a checkpoint that was cut otherwise.
+        run: the run's id; a checkpoint of another run is passed over.
         keep: how many checkpoints stay.
     """
 
-    def __init__(self, run_directory: Path, fingerprint: str, keep: int = 3) -> None:
-        self._store = CheckpointStore(run_directory)
-        self._fingerprint = fingerprint
+    def __init__(
+        self,
+        run_directory: Path,
+        layout: Layout,
+        ranges: Sequence[KeyRange],
+        *,
+        run: str = "",
+        keep: int = 3,
+    ) -> None:
+        self.files = CheckpointStore(run_directory)
+        self._layout = layout
+        self._ranges = [[r.start, r.stop] for r in ranges]
+        self._run = run
         self._keep = keep
 
     def write(
         self, step: int, shard: int, tensors: Tensors, state: dict[str, Any]
     ) -> tuple[str, int, str]:
         """Keep one shard's snapshot; what the others wrote is not touched. Raises StorageError."""
-        file = self._store.write_shard(step, shard, tensors, {"state": state})
+        file = self.files.write_shard(step, shard, tensors, {"state": state})
         return file.name, file.bytes, file.sha256
 
     def commit(
@@ -42,20 +56,48 @@ class DirectoryStore:
 
         Only the main process may call this, or :meth:`discard`.
         """
-        manifest = {**state, "layout": self._fingerprint}
+        manifest = {
+            **state,
+            "run": self._run,
+            "fingerprint": self._layout.fingerprint(),
+            "layout": self._layout.to_json(),
+            "ranges": self._ranges,
+        }
         try:
-            self._store.commit(step, manifest, [ShardFile(*file) for file in files])
+            self.files.commit(step, manifest, [ShardFile(*file) for file in files])
         except CheckpointError as error:
             raise StorageError(str(error)) from error
-        self._store.prune(self._keep)
+        self.files.prune(self._keep)
 
     def discard(self, step: int) -> None:
         """Free what servers wrote for a checkpoint that is given up; one that is visible stays."""
-        if step not in self._store.steps():
-            self._store.discard(step)
+        if step not in self.files.steps():
+            self.files.discard(step)
+
+    def _check_run(self, checkpoint: Checkpoint) -> None:
+        found = str(checkpoint.manifest.get("run"))
+        if found != self._run:
+            raise CheckpointError(
+                f"{checkpoint.path} is of another run ({found[:12]}, this is {self._run[:12]})"
+            )
+
+    def _check_shape(self, checkpoint: Checkpoint) -> None:
+        self._check_run(checkpoint)
+        # Of another model everything differs; that is told as such, and not passed over.
+        if self._is_of_model(checkpoint) and not self.has_shape(checkpoint):
+            raise CheckpointError(
+                f"{checkpoint.path} is cut into {len(checkpoint.shards)} other shards"
+            )
+
+    def has_shape(self, checkpoint: Checkpoint) -> bool:
+        """Whether the checkpoint is cut into this store's key ranges."""
+        return bool(checkpoint.manifest.get("ranges") == self._ranges)
+
+    def _is_of_model(self, checkpoint: Checkpoint) -> bool:
+        return bool(checkpoint.manifest.get("fingerprint") == self._layout.fingerprint())
 
     def _check_model(self, checkpoint: Checkpoint) -> None:
-        if checkpoint.manifest.get("layout") != self._fingerprint:
+        if not self._is_of_model(checkpoint):
             raise CheckpointError(
                 f"{checkpoint.path} is of a model with other parameters than this one; resume with "
                 "the model that the run was started with"
@@ -63,47 +105,61 @@ class DirectoryStore:
 
     def skipped(self) -> list[str]:
         """Why newer checkpoints were passed over by the last search."""
-        return [reason for _, reason in self._store.skipped]
-
-    def any_committed(self) -> bool:
-        """Whether any checkpoint was ever complete, be it damaged since."""
-        return bool(self._store.steps())
+        return [reason for _, reason in self.files.skipped]
 
     def next_step(self) -> int:
         """A step above every one that any directory has."""
-        steps = [int(p.name) for p in self._store.path.glob("*") if p.name.isdigit()]
+        steps = [int(p.name) for p in self.files.path.glob("*") if p.name.isdigit()]
         return max(steps, default=0) + 1
+
+    def whole(self) -> Checkpoint | None:
+        """The newest checkpoint of the run whose every file is right, however it is cut.
+
+        Raises:
+            CheckpointError: it is of another model.
+        """
+        checkpoint = self.files.newest_valid(self._check_run)
+        if checkpoint is not None:
+            self._check_model(checkpoint)
+        return checkpoint
 
     def states(self) -> list[dict[str, Any]]:
         """The protocol's state of every shard as its server will find it; empty without any.
 
+        Where the newest whole checkpoint is cut otherwise, it is its own shards' states.
+
         Raises:
             CheckpointError: the newest valid checkpoint is of another model.
         """
-        checkpoint = self._store.newest_valid()
+        checkpoint = self.whole()
         if checkpoint is None:
             return []
-        self._check_model(checkpoint)
         shards = range(len(checkpoint.shards))
-        skipped = self._store.skipped
-        if not skipped:
-            return [self._store.load_metadata(checkpoint, s)["state"] for s in shards]
+        skipped = self.files.skipped
+        if not skipped or not self.has_shape(checkpoint):
+            return [self.files.load_metadata(checkpoint, s)["state"] for s in shards]
         # A newer one is damaged: servers whose own file in it is whole go on from there.
         found = [self.newest(s) for s in shards]
-        self._store.skipped = skipped
+        self.files.skipped = skipped
         return [snapshot.state for snapshot in found if snapshot is not None]
 
     def newest(self, shard: int) -> Snapshot | None:
-        """The newest snapshot of the shard that is whole, or None.
+        """The newest snapshot of the shard that is whole, or None if there never was one.
 
         What became of the others' files does not matter: each shard goes on from its own snapshot,
         and its ledger says what it lacks.
 
         Raises:
-            CheckpointError: it is of another model.
+            CheckpointError: it is of another model; or there are checkpoints, and in none of them
+                the shard's file can be used.
         """
-        found = self._store.newest_shard(shard)
+        found = self.files.newest_shard(shard, self._check_shape)
         if found is None:
+            if self.files.any_finished():
+                reasons = "; ".join(self.skipped())
+                raise CheckpointError(
+                    f"shard {shard} cannot be restored: {reasons}; restore a checkpoint from a copy"
+                )
             return None
         self._check_model(found.checkpoint)
         return Snapshot(found.checkpoint.step, found.tensors, found.metadata["state"])

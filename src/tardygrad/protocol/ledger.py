@@ -8,6 +8,7 @@ dropped, never both, never twice. Finished epochs shrink to two numbers.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from tardygrad.data.fragments import FragmentPlan
@@ -126,6 +127,26 @@ class Ledger:
         fragments = range(self._fragments)
         whole = {(e, f): self._batches(f) for e in self.complete() for f in fragments}
         return whole | {where: entry.next for where, entry in self._entries.items()}
+
+    def booked(self) -> dict[tuple[int, int], int]:
+        """:meth:`standing` without fragments of which nothing is booked."""
+        return {where: batch for where, batch in self.standing().items() if batch}
+
+    def merged(self, others: Sequence[Ledger]) -> Ledger:
+        """The ledger of a shard that is made of this one's and others that have booked the same.
+
+        Fences are the highest. Of what some dropped and others applied, it counts as dropped.
+        """
+        made = Ledger.from_state(self._plan, self.state())
+        for other in others:
+            for (epoch, fragment), entry in sorted(other._entries.items()):
+                made.raise_fence(epoch, fragment, entry.fence)
+            for epoch, dropped in sorted(other._dropped.items()):
+                more = dropped - made._dropped.get(epoch, 0)
+                if more > 0:
+                    made._dropped[epoch] = dropped
+                    made._applied[epoch] = made._applied.get(epoch, 0) - more
+        return made
 
     def state(self) -> dict[str, Any]:
         """Plain data for a snapshot."""

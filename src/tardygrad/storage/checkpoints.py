@@ -37,11 +37,12 @@ from tardygrad.errors import CheckpointError, StorageError
 from tardygrad.storage.atomic import (
     PathLike,
     make_directory,
+    replace,
     storage_error,
     sync_directory,
-    write_bytes,
     write_json,
 )
+from tardygrad.storage.safetensors_file import write_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -73,6 +74,9 @@ class Checkpoint:
     path: Path
     manifest: dict[str, Any]
     shards: tuple[ShardFile, ...]
+
+
+Check = Callable[[Checkpoint], None]
 
 
 class LoadedShard(NamedTuple):
@@ -107,7 +111,6 @@ class CheckpointStore:
             step: A number that grows from checkpoint to checkpoint; it names the directory.
             shard: The shard's number, from 0.
             tensors: Any shapes and dtypes on any device; copied out before this returns.
-                No two of them may overlap in memory.
             metadata: Whatever JSON can express: version, ledger, lineage, ...
 
         Returns:
@@ -117,21 +120,19 @@ class CheckpointStore:
             StorageError: The file cannot be written and nothing of it is left; ``discard`` frees
                 what the other shards of this step take.
         """
-        from safetensors.torch import save
-
         directory = self.directory(step)
         make_directory(directory)
-        on_host = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        data = save(on_host, metadata={key: json.dumps(value) for key, value in metadata.items()})
+        texts = {key: json.dumps(value) for key, value in metadata.items()}
         name = _free_name(directory, shard)
         try:
-            write_bytes(directory / name, data)
+            with replace(directory / name) as file:
+                size, digest = write_tensors(file, tensors, texts)
         except StorageError:
             # It may stand there whole, and only its name not be durable.
             with contextlib.suppress(OSError):
                 (directory / name).unlink(missing_ok=True)
             raise
-        return ShardFile(name=name, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+        return ShardFile(name=name, bytes=size, sha256=digest)
 
     def commit(
         self, step: int, manifest: Mapping[str, Any], shards: Sequence[ShardFile]
@@ -177,25 +178,33 @@ class CheckpointStore:
         for file in checkpoint.shards:
             _verify_file(checkpoint.path / file.name, file)
 
-    def newest_valid(self) -> Checkpoint | None:
-        """The newest checkpoint whose every byte is right, or None if there is none."""
+    def newest_valid(self, check: Check | None = None) -> Checkpoint | None:
+        """The newest checkpoint whose every byte is right, or None if there is none.
+
+        ``check`` raises ``CheckpointError`` at one that is to be passed over all the same.
+        """
 
         def whole(checkpoint: Checkpoint) -> Checkpoint:
+            if check is not None:
+                check(checkpoint)
             self.verify(checkpoint)
             return checkpoint
 
         return self._newest(whole)
 
-    def newest_shard(self, shard: int) -> LoadedShard | None:
+    def newest_shard(self, shard: int, check: Check | None = None) -> LoadedShard | None:
         """One shard of the newest checkpoint where *its* file is right, or None.
 
-        The other shards' files are not looked at, and its own is read once.
+        The other shards' files are not looked at, and its own is read once. ``check`` as for
+        ``newest_valid``.
 
         Raises:
             CheckpointError: The newest checkpoint has no such shard.
         """
 
         def load(checkpoint: Checkpoint) -> LoadedShard | Checkpoint:
+            if check is not None:
+                check(checkpoint)
             if shard >= len(checkpoint.shards):
                 return checkpoint  # whole, but of another run: no older one helps
             return LoadedShard(checkpoint, *self.load_shard(checkpoint, shard))
@@ -214,6 +223,10 @@ class CheckpointStore:
                 self.skipped.append((directory, str(error)))
                 _log.warning("checkpoint passed over: %s", error)
         return None
+
+    def any_finished(self) -> bool:
+        """Whether any checkpoint was ever complete, be its manifest damaged since."""
+        return any((directory / MANIFEST).exists() for _, directory in self._directories())
 
     def steps(self) -> list[int]:
         """The steps of all visible checkpoints, oldest first (their shards are not verified)."""

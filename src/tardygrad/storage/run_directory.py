@@ -9,6 +9,8 @@
     metrics.mat     curves.png  ...and what is derived from it
     checkpoints/    <step>/shard-000.safetensors ..., manifest.json
     trace/          what was applied in which order, for replay
+    trace-before/   <step>/ the traces of the shards that there were before checkpoint <step>
+    fixed.safetensors   what of the model's state is neither trained nor averaged
     logs/           the output of worker and server processes
     events.log      decisions and their reasons, for people
     lock            held by the process that drives the run
@@ -208,6 +210,11 @@ class RunDirectory:
     def trace(self) -> Path:
         """What was applied in which order."""
         return self.path / "trace"
+
+    @property
+    def fixed_state(self) -> Path:
+        """What of the model's state dict no shard holds."""
+        return self.path / "fixed.safetensors"
 
     @property
     def logs(self) -> Path:
