@@ -58,6 +58,7 @@ DEFAULT_METHOD = "async_sgd"
 _REFERENCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _NAME = re.compile(r"[A-Za-z_][\w-]*")
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://\S+")
 _DEVICE = re.compile(r"cpu|cuda(:[0-9]+)?")
 
 
@@ -135,7 +136,16 @@ class CheckpointConfig(Section):
     every_s: float = Field(30.0, gt=0, allow_inf_nan=True)
     """Seconds between checkpoints; ``.inf`` = only when the run stops."""
     keep: int = Field(3, ge=1)
-    """How many of the newest checkpoints stay on the disk."""
+    """How many of the newest checkpoints stay on the disk, and at ``url``."""
+    url: str | None = None
+    """Where copies go, as fsspec understands it: ``s3://bucket/prefix``, ``file:///mnt/share``."""
+
+    @field_validator("url")
+    @classmethod
+    def _with_a_protocol(cls, value: str | None) -> str | None:
+        if value is None or _URL.fullmatch(value):
+            return value
+        raise ValueError("expected a URL such as 's3://bucket/prefix' or 'file:///mnt/share'")
 
 
 class FailureConfig(Section):

@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from tardygrad import documents
 from tardygrad.engines.shard_host import BufferTable
 from tardygrad.errors import CheckpointError
 from tardygrad.layout import Layout
 from tardygrad.models.fixed import FixedState, fixed_state
 from tardygrad.storage.atomic import PathLike, replace, storage_error
-from tardygrad.storage.checkpoints import Checkpoint, CheckpointStore
+from tardygrad.storage.checkpoints import Check, Checkpoint, CheckpointStore
+from tardygrad.storage.remote import RemoteCheckpoints, fetch_newer
 from tardygrad.storage.run_directory import RunDirectory
 from tardygrad.storage.safetensors_file import write_tensors
 
@@ -67,7 +70,8 @@ def export(
     Args:
         run: The run's directory; the run may be going on.
         path: The file to write; None takes ``model.safetensors`` in the run directory.
-        checkpoint: The step of a checkpoint; None takes the newest that is whole.
+        checkpoint: The step of a checkpoint; None takes the newest that is whole, from
+            ``checkpoint.url`` if none here is.
 
     Raises:
         RunDirectoryError: There is no run.
@@ -75,10 +79,14 @@ def export(
         StorageError: The file cannot be written.
     """
     directory = RunDirectory.open(run)
-    store = CheckpointStore(directory.path)
-    found = _find(directory, store, checkpoint)
     fixed = _read_fixed(directory)
-    state = _state_dict(store, found, fixed)
+    with tempfile.TemporaryDirectory() as elsewhere:
+        store = here = CheckpointStore(directory.path)
+        found = _find(directory, here, checkpoint)
+        if found is None:
+            store = CheckpointStore(elsewhere)
+            found = _fetch(directory, here, store)
+        state = _state_dict(store, found, fixed)
     target = directory.path / "model.safetensors" if path is None else Path(path)
     samples = min(found.manifest["samples"])
     texts = {
@@ -89,32 +97,47 @@ def export(
     }
     with replace(target) as file:
         write_tensors(file, state, texts)
-    reasons = tuple(reason for _, reason in store.skipped)
+    reasons = tuple(reason for _, reason in here.skipped)
     return Exported(target, found.step, samples, reasons, tuple(fixed.left_out))
 
 
-def _find(directory: RunDirectory, store: CheckpointStore, step: int | None) -> Checkpoint:
+def _check(directory: RunDirectory) -> Check:
     def check(checkpoint: Checkpoint) -> None:
         if checkpoint.manifest.get("run") != directory.record.run:
             raise CheckpointError(f"{checkpoint.path} is of another run")
 
+    return check
+
+
+def _find(directory: RunDirectory, store: CheckpointStore, step: int | None) -> Checkpoint | None:
+    check = _check(directory)
     if step is None:
-        newest = store.newest_valid(check)
-        if newest is not None:
-            return newest
-        reasons = "; ".join(reason for _, reason in store.skipped)
-        raise CheckpointError(
-            f"no checkpoint of {directory} can be used: {reasons}"
-            if reasons
-            else f"{directory} has no checkpoint yet: stop it with Ctrl-C, or wait for one"
-        )
-    if not step >= 0 or not store.directory(step).is_dir():
+        return store.newest_valid(check)
+    if step < 0 or not store.directory(step).is_dir():
         steps = ", ".join(map(str, store.steps())) or "none"
         raise CheckpointError(f"{directory} has no checkpoint {step}; there are: {steps}")
     found = store.read(step)
     check(found)
     store.verify(found)
     return found
+
+
+def _fetch(directory: RunDirectory, here: CheckpointStore, store: CheckpointStore) -> Checkpoint:
+    """The newest copy, where none of the run's own directory can be used."""
+    reasons = [reason for _, reason in here.skipped]
+    config = documents.parse(directory.read_config(), str(directory.config_yaml))
+    url = config.get("checkpoint", {}).get("url")
+    if url is not None:
+        remote = RemoteCheckpoints(url, directory.record.run)
+        fetch_newer(remote, store, _check(directory), lambda _, reason: reasons.append(reason))
+        fetched = store.newest_valid()
+        if fetched is not None:
+            return fetched
+    raise CheckpointError(
+        f"no checkpoint of {directory} can be used: {'; '.join(reasons)}"
+        if reasons
+        else f"{directory} has no checkpoint yet: stop it with Ctrl-C, or wait for one"
+    )
 
 
 def _read_fixed(directory: RunDirectory) -> FixedState:

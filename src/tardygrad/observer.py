@@ -38,7 +38,10 @@ class RunObserver:
         self._callbacks.tell(record)
 
     def decided(self, decision: str, reason: str) -> None:
-        """A decision and why, for events.log; one that cannot be written is not worth a run."""
+        """A decision and why, for events.log; one that cannot be written is not worth a run.
+
+        May be called from any thread.
+        """
         with contextlib.suppress(OSError), self._log.open("a", encoding="utf-8") as file:
             file.write(f"{self.now():.3f}\t{decision}\t{reason}\n")
 

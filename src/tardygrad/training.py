@@ -21,6 +21,7 @@ import cloudpickle
 import torch
 
 import tardygrad
+from tardygrad import copies
 from tardygrad.callbacks import Callback, CallbackList
 from tardygrad.config import RunConfig, to_yaml
 from tardygrad.data import registry
@@ -30,7 +31,7 @@ from tardygrad.documents import load_config, merge
 from tardygrad.engines import nursery
 from tardygrad.engines.base import Engine, Job, RunEnd
 from tardygrad.engines.child import explain, pickled
-from tardygrad.engines.stores import DirectoryStore
+from tardygrad.engines.stores import DirectoryStore, store_of
 from tardygrad.errors import ModelError, RunDirectoryError, TardygradError, UsageError
 from tardygrad.exporting import keep_fixed_state
 from tardygrad.layout import partition
@@ -138,8 +139,8 @@ def run(
             directory.check_layout(job.layout.fingerprint())
             _keep_by_value(directory, by_value or {})
             keep_fixed_state(directory, adapter)
-            store = _store(directory, job)
-            stage = _Stage(directory, job, store, adapter, started, quiet, callbacks)
+            copies.claim(config, directory)
+            stage = _Stage(directory, job, adapter, started, quiet, callbacks)
             return stage.play()
     finally:
         nursery.discard()
@@ -168,6 +169,7 @@ def resume(
     Raises:
         RunDirectoryError: there is no such run, it is done, or another process drives it.
         CheckpointError: no checkpoint of the run can be used.
+        StorageError: there is none here, and the place of its copies cannot be reached.
     """
     started = time.monotonic() if command_started is None else command_started
     with RunDirectory.open(Path(run), lock=True) as directory:
@@ -180,13 +182,14 @@ def resume(
             adapter = build(config.model, config.seed, objects, config.device)
             job = _job(config, data, adapter, objects)
             directory.check_layout(job.layout.fingerprint())
-            store = _store(directory, job)
+            store = store_of(directory, job)
+            decisions = copies.fetch(config, directory, store)
             check_resumable(directory, job, store)
             check_first_batch(job)
-            decisions = made_ready(directory, job, store)
+            decisions += made_ready(directory, job, store)
             write_bytes(directory.config_yaml, to_yaml(config).encode())
             keep_fixed_state(directory, adapter)
-            stage = _Stage(directory, job, store, adapter, started, quiet, callbacks)
+            stage = _Stage(directory, job, adapter, started, quiet, callbacks)
             return stage.play(directory.next_incarnation(), decisions)
         finally:
             nursery.discard()
@@ -248,11 +251,6 @@ def _job(
     )
 
 
-def _store(directory: RunDirectory, job: Job) -> DirectoryStore:
-    run, keep = directory.record.run, job.config.checkpoint.keep
-    return DirectoryStore(directory.path, job.layout, job.ranges, run=run, keep=keep)
-
-
 def _keep_by_value(directory: RunDirectory, by_value: Mapping[str, Any]) -> None:
     if not by_value:
         return
@@ -309,16 +307,16 @@ class _Stage:
     """One stretch of a run, from its start or a checkpoint to its end or an interruption."""
 
     def __init__(
-        self, directory: RunDirectory, job: Job, store: DirectoryStore, adapter: TorchAdapter,
-        started: float, quiet: bool, callbacks: Sequence[Callback],
+        self, directory: RunDirectory, job: Job, adapter: TorchAdapter, started: float,
+        quiet: bool, callbacks: Sequence[Callback],
     ) -> None:  # fmt: skip
-        self.directory, self.job, self.store, self.adapter = directory, job, store, adapter
+        self.directory, self.job, self.adapter = directory, job, adapter
         self.started, self.quiet = started, quiet
         self.callbacks = CallbackList(callbacks)
 
     def play(self, generation: int = 0, decisions: Sequence[tuple[str, str]] = ()) -> Result:
         """Train; returns the result, whatever the outcome. ``decisions`` were made before."""
-        config, store = self.job.config, self.store
+        config, store = self.job.config, store_of(self.directory, self.job)
         job = placed(self.job, self.directory, store, generation)
         log = MetricsLog(self.directory.metrics_jsonl)
         engine, clock = _engine(config.engine)
@@ -333,7 +331,8 @@ class _Stage:
             observer.emit("run_start", **start)
             self.callbacks.begin()
             with stopped_by_signals(observer):
-                end = self._run_engine(engine, job, observer, store)
+                with copies.kept(config, self.directory, store, observer.decided):
+                    end = self._run_engine(engine, job, observer, store)
                 summary = self._summary(end, observer)
             observer.emit("run_end", **summary)
         self.directory.finish(end.outcome)  # type: ignore[arg-type]  # one of its three words

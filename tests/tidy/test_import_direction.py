@@ -25,7 +25,7 @@ LAYERS = (
     ("protocol",),
     ("models", "storage", "metrics"),
     ("engines",),
-    ("callbacks", "auditing", "exporting", "fitting", "reshaping"),
+    ("callbacks", "auditing", "copies", "exporting", "fitting", "reshaping"),
     ("observer", "preflight", "resuming"),
     ("training",),
     ("replaying", "comparing"),

@@ -6,14 +6,21 @@ main process writes when all shards are there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tardygrad.engines.base import Snapshot, Tensors
+from tardygrad.engines.base import Job, Snapshot, Tensors
 from tardygrad.errors import CheckpointError, StorageError
 from tardygrad.layout import KeyRange, Layout
 from tardygrad.storage.checkpoints import Checkpoint, CheckpointStore, ShardFile
+from tardygrad.storage.run_directory import RunDirectory
+
+
+def store_of(directory: RunDirectory, job: Job) -> DirectoryStore:
+    """The store of a run for the shards of a job."""
+    run, keep = directory.record.run, job.config.checkpoint.keep
+    return DirectoryStore(directory.path, job.layout, job.ranges, run=run, keep=keep)
 
 
 class DirectoryStore:
@@ -41,6 +48,8 @@ class DirectoryStore:
         self._ranges = [[r.start, r.stop] for r in ranges]
         self._run = run
         self._keep = keep
+        self.committed: Callable[[Checkpoint], None] | None = None
+        """Is told of every checkpoint that has become valid."""
 
     def write(
         self, step: int, shard: int, tensors: Tensors, state: dict[str, Any]
@@ -64,17 +73,20 @@ class DirectoryStore:
             "ranges": self._ranges,
         }
         try:
-            self.files.commit(step, manifest, [ShardFile(*file) for file in files])
+            made = self.files.commit(step, manifest, [ShardFile(*file) for file in files])
         except CheckpointError as error:
             raise StorageError(str(error)) from error
         self.files.prune(self._keep)
+        if self.committed is not None:
+            self.committed(made)
 
     def discard(self, step: int) -> None:
         """Free what servers wrote for a checkpoint that is given up; one that is visible stays."""
         if step not in self.files.steps():
             self.files.discard(step)
 
-    def _check_run(self, checkpoint: Checkpoint) -> None:
+    def check_run(self, checkpoint: Checkpoint) -> None:
+        """Raise CheckpointError if a checkpoint is of another run."""
         found = str(checkpoint.manifest.get("run"))
         if found != self._run:
             raise CheckpointError(
@@ -82,7 +94,7 @@ class DirectoryStore:
             )
 
     def _check_shape(self, checkpoint: Checkpoint) -> None:
-        self._check_run(checkpoint)
+        self.check_run(checkpoint)
         # Of another model everything differs; that is told as such, and not passed over.
         if self._is_of_model(checkpoint) and not self.has_shape(checkpoint):
             raise CheckpointError(
@@ -118,7 +130,7 @@ class DirectoryStore:
         Raises:
             CheckpointError: it is of another model.
         """
-        checkpoint = self.files.newest_valid(self._check_run)
+        checkpoint = self.files.newest_valid(self.check_run)
         if checkpoint is not None:
             self._check_model(checkpoint)
         return checkpoint

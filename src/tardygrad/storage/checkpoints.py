@@ -176,7 +176,7 @@ class CheckpointStore:
             CheckpointError: A file is missing or differs; the message names it.
         """
         for file in checkpoint.shards:
-            _verify_file(checkpoint.path / file.name, file)
+            verify_file(checkpoint.path / file.name, file)
 
     def newest_valid(self, check: Check | None = None) -> Checkpoint | None:
         """The newest checkpoint whose every byte is right, or None if there is none.
@@ -314,7 +314,7 @@ class CheckpointStore:
             return []
         except OSError as error:
             raise storage_error(error, self.path, "read") from error
-        return sorted((int(entry.name), entry) for entry in entries if _is_step(entry.name))
+        return sorted((int(entry.name), entry) for entry in entries if is_step(entry.name))
 
 
 def _shard_file(checkpoint: Checkpoint, shard: int) -> tuple[Path, ShardFile]:
@@ -327,7 +327,8 @@ def _shard_file(checkpoint: Checkpoint, shard: int) -> tuple[Path, ShardFile]:
     return checkpoint.path / file.name, file
 
 
-def _is_step(name: str) -> bool:
+def is_step(name: str) -> bool:
+    """Whether a directory is named like a checkpoint."""
     return len(name) >= _STEP_DIGITS and name.isascii() and name.isdigit()
 
 
@@ -383,7 +384,27 @@ def _checksum(document: Mapping[str, Any]) -> str:
 def _read_manifest(directory: Path) -> Checkpoint:
     path = directory / MANIFEST
     try:
-        document = json.loads(path.read_bytes())
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise CheckpointError(f"{directory} has no {MANIFEST}: it was never finished") from None
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    return parse_manifest(data, str(path), directory)
+
+
+def parse_manifest(data: bytes, path: str, directory: Path) -> Checkpoint:
+    """The checkpoint that a manifest describes.
+
+    Args:
+        data: the manifest.
+        path: where it was read, for messages.
+        directory: where the checkpoint lies or will lie; named like its step.
+
+    Raises:
+        CheckpointError: it is damaged, of another version, or of another step.
+    """
+    try:
+        document = json.loads(data)
         if not isinstance(document, dict):
             raise ValueError("expected an object")
         if document.get("format", _FORMAT) != _FORMAT:
@@ -393,10 +414,6 @@ def _read_manifest(directory: Path) -> Checkpoint:
             )
         if document.pop("sha256", None) != _checksum(document):
             raise ValueError("its checksum is wrong")
-    except FileNotFoundError:
-        raise CheckpointError(f"{directory} has no {MANIFEST}: it was never finished") from None
-    except OSError as error:
-        raise _unreadable(path, error) from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
     if document["step"] != int(directory.name):
@@ -413,7 +430,12 @@ def _is_visible(directory: Path) -> bool:
     return True
 
 
-def _verify_file(path: Path, file: ShardFile) -> None:
+def verify_file(path: Path, file: ShardFile) -> None:
+    """Read every byte of a file and compare it with what was written.
+
+    Raises:
+        CheckpointError: It is missing or differs.
+    """
     try:
         with path.open("rb") as stream:
             size = os.fstat(stream.fileno()).st_size
