@@ -96,7 +96,8 @@ def made_ready(directory: RunDirectory, job: Job, store: DirectoryStore) -> list
     mend(directory, store)
     told = reshape(directory, store, job.ranges, job.plan, _next_step(directory, store))
     if told:
-        decisions.append((f"the run goes on with {len(job.ranges)} shards", told))
+        count = len(job.ranges)
+        decisions.append((f"the run goes on with {count} shard{'s' if count > 1 else ''}", told))
     return decisions
 
 
