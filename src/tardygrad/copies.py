@@ -17,25 +17,34 @@ from tardygrad.storage.remote import RemoteCheckpoints, fetch_newer
 from tardygrad.storage.run_directory import RunDirectory
 from tardygrad.storage.uploads import Uploader
 
-__all__ = ["claim", "fetch", "kept"]
+__all__ = ["check", "claim", "fetch", "kept"]
 
 
-def _remote(config: RunConfig, directory: RunDirectory) -> RemoteCheckpoints | None:
+def _remote(config: RunConfig, run: str) -> RemoteCheckpoints | None:
     url = config.checkpoint.url
-    return None if url is None else RemoteCheckpoints(url, directory.record.run)
+    return None if url is None else RemoteCheckpoints(url, run)
+
+
+def check(config: RunConfig) -> None:
+    """See that fsspec can use the URL; nothing is asked of the place yet.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    _remote(config, "")
 
 
 def claim(config: RunConfig, directory: RunDirectory) -> None:
     """See that copies of a new run can be written.
 
     Raises:
-        ConfigError: fsspec cannot use the URL.
         StorageError: nothing can be written there.
     """
+    remote = _remote(config, directory.record.run)
+    if remote is None:
+        return
     try:
-        remote = _remote(config, directory)
-        if remote is not None:
-            remote.claim(config.name)
+        remote.claim(config.name)
     except TardygradError:
         directory.finish("failed")
         raise
@@ -51,7 +60,7 @@ def fetch(
         CheckpointError: the newest checkpoint here is of another model.
         StorageError: no checkpoint here is whole, and the copies cannot be reached.
     """
-    remote = _remote(config, directory)
+    remote = _remote(config, directory.record.run)
     decisions: list[tuple[str, str]] = []
     if remote is not None:
         try:
@@ -71,7 +80,7 @@ def kept(
     tell: Callable[[str, str], None],
 ) -> Iterator[None]:
     """Copy each checkpoint that becomes valid meanwhile; wait for the last one at the end."""
-    remote = _remote(config, directory)
+    remote = _remote(config, directory.record.run)
     if remote is None:
         yield
         return

@@ -133,6 +133,7 @@ def run(
         config = config.model_copy(update=settled)
         job = _job(config, data, adapter, by_value or {})
         check_first_batch(job)
+        copies.check(config)
         with RunDirectory.create(
             None if out is None else Path(out), to_yaml(config), name=config.name
         ) as directory:

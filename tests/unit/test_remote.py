@@ -371,12 +371,18 @@ def test_a_run_goes_on_from_its_copies(tmp_path: Path, url: str) -> None:
 
 
 def test_a_place_that_cannot_be_written_is_told_before_anything_is_trained(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
 ) -> None:
+    with pytest.raises(ConfigError, match="nonsense"):
+        stopped(tmp_path / "run", "nonsense://place")
+    assert not (tmp_path / "run").exists()
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match=r"cannot write file:///.*/file/deeper/"):
         stopped(tmp_path / "run", f"file://{tmp_path / 'file' / 'deeper'}")
-    assert "training" not in log(tmp_path / "run") if (tmp_path / "run/events.log").exists() else 1
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    # Once it can be, the run goes on, from its beginning.
+    (tmp_path / "file").unlink()
+    assert tardygrad.resume(tmp_path / "run", quiet=True).outcome == "done"
 
 
 def test_a_place_that_fails_later_stops_nothing(

@@ -46,7 +46,7 @@ class Uploader:
         self._wanted: Checkpoint | None = None
         self._busy = False
         self._failure = ""
-        self._ending = False
+        self._ending = self._given_up = False
         # A connection that hangs must not keep the process alive.
         threading.Thread(target=self._run, daemon=True, name="uploads").start()
 
@@ -68,6 +68,7 @@ class Uploader:
             while self._wanted is not None or self._busy:
                 left = max(began, self._remote.active_at) + patience_s - time.monotonic()
                 if left <= 0:
+                    self._given_up, self._wanted = True, None
                     reason = self._failure or "nothing moves"
                     _log.warning("the newest checkpoint is not at %s: %s", self._remote.url, reason)
                     return reason
@@ -86,6 +87,8 @@ class Uploader:
             failure = self._copy(checkpoint)
             with self._changed:
                 self._busy, self._failure = False, failure
+                if self._given_up:
+                    return
                 if failure and self._wanted is None:
                     self._wanted = checkpoint
                 self._changed.notify_all()
