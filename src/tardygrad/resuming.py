@@ -7,6 +7,7 @@ the parameters, the versions and the ledgers; its own state begins anew.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -52,7 +53,7 @@ def check_resumable(directory: RunDirectory, job: Job, store: DirectoryStore) ->
 
 
 def _check_samples(directory: RunDirectory, plan: FragmentPlan) -> None:
-    for event in read(directory.metrics_jsonl):
+    for event in _events(directory):
         if event["event"] == "run_start":
             if event["samples_per_epoch"] != plan.samples:
                 raise UsageError(
@@ -132,4 +133,9 @@ def placed(job: Job, directory: RunDirectory, store: DirectoryStore, generation:
 
 
 def _told(directory: RunDirectory, event: str, field: str) -> list[int]:
-    return [int(e[field]) for e in read(directory.metrics_jsonl) if e["event"] == event]
+    return [int(e[field]) for e in _events(directory) if e["event"] == event]
+
+
+def _events(directory: RunDirectory) -> Iterable[dict[str, Any]]:
+    """What the run has told; nothing if it ended before it could."""
+    return read(directory.metrics_jsonl) if directory.metrics_jsonl.exists() else ()
