@@ -212,7 +212,8 @@ class _Shard:
         if update is None:
             self._host.commit(Commit(consumed, record))
         elif record.kind == trace.GATHERED:
-            gather = Gather(push_of(record), record.scale * record.samples, record)
+            weight = record.scale * self._job.weight_of(record)
+            gather = Gather(push_of(record), weight, record)
             self._host.gather(gather, update[self._where], update[self._buffers_at :])
         else:
             apply = Apply(push_of(record), record.scale, consumed, record)
@@ -251,8 +252,7 @@ class _Execution:
         self._job = job
         self._progress = progress
         self._reported = 0.0
-        stateful = job.method.keeps_replica or job.layout.buffers_size > 0
-        self._history = History(traces, stateful=stateful)
+        self._history = History(traces, stateful=job.stateful)
         self._total = self._history.needed
         self._memory = _Memory(self._history)
         self._computed: set[Step] = set()

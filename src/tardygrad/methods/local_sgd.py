@@ -42,4 +42,4 @@ class LocalSGD(LocalMethod):
 
     def period_at(self, consumed: int) -> int:
         """Batches of an exchange that begins after ``consumed`` samples, in nominal order."""
-        return self.exchange_period if consumed >= self.local_after else 1
+        return super().period_at(consumed) if consumed >= self.local_after else 1
