@@ -252,7 +252,8 @@ class _Execution:
         self._job = job
         self._progress = progress
         self._reported = 0.0
-        self._history = History(traces, stateful=job.stateful)
+        stateful = job.method.keeps_replica or job.layout.buffers_size > 0
+        self._history = History(traces, stateful=stateful)
         self._total = self._history.needed
         self._memory = _Memory(self._history)
         self._computed: set[Step] = set()

@@ -119,11 +119,6 @@ class Job:
         return min(usual, max(grace / 4, 0.005)) if grace else usual
 
     @property
-    def stateful(self) -> bool:
-        """Whether what a worker computes depends on what it computed before in its session."""
-        return self.method.keeps_replica or self.layout.buffers_size > 0
-
-    @property
     def _weighs(self) -> bool:
         return self.method.admission.gathers or self.method.balance.name != "fixed"
 
@@ -194,7 +189,6 @@ class Job:
             in_flight=self.method.in_flight,
             consistency=self.method.consistency,
             awaits_commit=self.method.admission.waits,
-            stateful=self.stateful,
             resend_s=self.resend_s,
         )
         return Worker(worker, settings, incarnation=incarnation)

@@ -7,7 +7,8 @@ when at most ``in_flight`` pushes are outstanding: 0 waits for every answer (a s
 has no staleness), 1 overlaps the push with the next computation.
 
 Whatever goes wrong (a lease overtaken by a newer one, a server restored from an older snapshot)
-shows as a refused push. The worker then abandons all its leases, waits until every outstanding
+shows as a refused push, or, where the staleness policy ends what comes too late, as a computation
+that was ended early. The worker then abandons all its leases, waits until every outstanding
 push is answered, and goes on with the next lease under a new *session*, pulling afresh. Unanswered
 messages are sent again; every receiver recognises what it had before.
 """
@@ -37,7 +38,6 @@ class WorkerSettings:
     """What a worker must know of the run.
 
     ``exchange_period`` gives the batches of an exchange that begins after so many samples.
-    ``stateful``: what a worker computes depends on what it computed before in its session.
     """
 
     def __init__(
@@ -50,7 +50,6 @@ class WorkerSettings:
         in_flight: int,
         consistency: ASP | SSP,
         awaits_commit: bool = False,
-        stateful: bool = True,
         resend_s: float,
     ) -> None:
         self.lineage = lineage
@@ -61,7 +60,6 @@ class WorkerSettings:
         self.in_flight = 0 if consistency.uses_clocks or awaits_commit else in_flight
         self.consistency = consistency
         self.awaits_commit = awaits_commit
-        self.stateful = stateful
         self.resend_s = resend_s
 
 
@@ -242,8 +240,9 @@ class Worker:
         self.phase = IDLE
         lease, self._computing = self._computing, None
         effects: list[Effect] = [Release(event.seq)]
-        if lease is self.lease and self.settings.stateful:
-            # What was begun has changed a state that nobody could compute again.
+        if lease is self.lease:
+            # What was begun has changed a state that nobody could compute again; and another
+            # worker may be fast enough for these batches.
             effects += self._abandon(self.session, f"stopped: {event.reason}", now)
         return effects + self._advance(now)
 

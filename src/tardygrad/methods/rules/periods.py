@@ -47,11 +47,13 @@ class Piecewise(Section):
     """
 
     name: Literal["piecewise"] = "piecewise"
-    at: Annotated[tuple[Entry, ...], Field(strict=False, min_length=1)]
+    at: Annotated[tuple[Entry, ...], Field(strict=False)]
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
         samples = [entry[0] for entry in self.at]
+        if not samples:
+            raise ValueError("at: at least one entry [samples, batches] is needed")
         if samples != sorted(set(samples)) or samples[0] < 0:
             raise ValueError(f"at: samples must grow from entry to entry, from 0 on, got {samples}")
         if min(period for _, period in self.at) < 1:
