@@ -112,10 +112,9 @@ class WorkerHost:
         self, effect: Compute, batches: Iterator[tuple[int, npt.NDArray[np.int64]]]
     ) -> Iterator[tuple[int, npt.NDArray[np.int64], int]]:
         """Position and samples of each step, and the number of batches that are merged in it."""
-        lease = effect.lease
+        lease, count = effect.lease, effect.stop - effect.first
         at = self._plan.position(lease.epoch, lease.fragment, effect.first)
-        size = merged(effect.stop - effect.first, self._method.period_at(at))
-        if size == 1:
+        if count == 1 or (size := merged(count, self._method.period_at(at))) == 1:
             for position, indices in batches:
                 yield position, indices, 1
             return
