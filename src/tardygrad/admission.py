@@ -61,6 +61,10 @@ class _Admission(Section):
         """Whether the round ends now."""
         return self.enough(state.gathered, state.gatherers)
 
+    def weight(self, samples: int, steps: int) -> float:
+        """What an update of so many samples, made in so many steps, counts in the round's mean."""
+        return samples
+
 
 class AtOnce(_Admission):
     """Each update takes effect by itself, as it comes."""
@@ -77,6 +81,9 @@ class Quorum(_Admission):
     with backup workers (Chen et al., arXiv 1604.00981). ``grace_s`` keeps a round that has its
     ``count`` open for whoever comes within so many seconds (Decoupled DiLoCo, arXiv 2604.21428).
     What comes later counts as stale, and the staleness policy decides about it.
+
+    In the mean an update weighs its ``samples``; or, with ``weights: tokens``, samples^2 / steps:
+    its samples times those of one of its steps (same source, where samples are tokens).
     """
 
     waits: ClassVar[bool] = True
@@ -84,10 +91,15 @@ class Quorum(_Admission):
     name: Literal["quorum"] = "quorum"
     count: int | None = Field(default=None, ge=1)
     grace_s: float = Field(default=0.0, ge=0)
+    weights: Literal["samples", "tokens"] = "samples"
 
     def enough(self, gathered: int, gatherers: int) -> bool:
         """Whether ``count`` members have contributed."""
         return self.count is not None and gatherers >= self.count
+
+    def weight(self, samples: int, steps: int) -> float:
+        """What an update of so many samples, made in so many steps, counts in the round's mean."""
+        return samples if self.weights == "samples" else samples**2 / steps
 
     @property
     def grace(self) -> float:

@@ -221,7 +221,8 @@ class _Shard:
         if update is None:
             self._host.commit(Commit(consumed, record))
         elif record.kind == trace.GATHERED:
-            gather = Gather(push_of(record), record.scale * record.samples, record)
+            weight = record.scale * self._job.weight_of(record)
+            gather = Gather(push_of(record), weight, record)
             self._host.gather(gather, update[self._where], update[self._buffers_at :])
         else:
             apply = Apply(push_of(record), record.scale, consumed, record)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _ARGUMENTS = ("lr", "momentum", "nesterov", "dampening", "betas", "eps", "amsgrad")
 _OF_THE_METHOD = (
     *("optimizer", "schedule", "staleness", "consistency", "exchange_period", "in_flight"),
-    *("mixing", "weight_decay", "clip_norm", "clip_value"),
+    *("mixing", "weight_decay", "clip_norm", "clip_value", "balance", "exchange_schedule"),
 )
 FAMILIAR = {
     **{name: f"method.optimizer.arguments.{name}" for name in _ARGUMENTS},

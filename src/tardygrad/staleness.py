@@ -13,9 +13,9 @@ False
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tardygrad.sections import Section
 
@@ -36,6 +36,11 @@ class _Policy(Section):
     @property
     def limit(self) -> int | None:
         """The lowest staleness that is never applied, or None."""
+        return None
+
+    @property
+    def stop_at(self) -> int | None:
+        """The staleness at which a computation is ended early, or None."""
         return None
 
 
@@ -89,12 +94,28 @@ class CutOff(_Policy):
     """Applied only if tau < ``below`` (Ringmaster ASGD, ICML 2025, arXiv 2501.16168).
 
     A refused update's samples are booked as dropped, or (``again``) computed again from fresh
-    parameters.
+    parameters. With ``stops`` a computation that has become too stale is not even finished (the
+    paper's variant with calculation stops): its worker pulls and begins the same batches anew.
     """
 
     name: Literal["cut_off"] = "cut_off"
     below: int = Field(default=16, ge=1)
     again: bool = False
+    stops: bool = False
+
+    @model_validator(mode="after")
+    def _begins_anew(self) -> Self:
+        if self.stops and not self.again:
+            raise ValueError(
+                "stops: an update that was never finished cannot be booked as dropped on some "
+                "shards and count on others; set again: true, and its batches are computed anew"
+            )
+        return self
+
+    @property
+    def stop_at(self) -> int | None:
+        """The staleness at which a computation is ended early."""
+        return self.below if self.stops else None
 
     @property
     def limit(self) -> int | None:

@@ -367,3 +367,72 @@ def test_lost_doubled_and_reordered_answers_change_nothing(in_flight: int, perio
                 break
         assert post.computed == list(range(7)), seed
         assert post.standing == {0: 7, 1: 7}, seed
+
+
+# --- balancing and calculation stops ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("share", "ranges"), [(1.0, [4, 4]), (0.5, [2, 2, 2, 2]), (0.1, [1] * 8), (1.5, [6, 2])]
+)
+def test_its_exchanges_are_as_long_as_its_share(share: float, ranges: list[int]) -> None:
+    bench = Bench(worker(period=4))
+    bench.grant(lease(stop=8, share=share))
+    found = []
+    while bench.machine.phase == PULLING:
+        compute = bench.pulled()
+        found.append(compute.stop - compute.first)
+        push = bench.computed()
+        bench.acked(push, 0)
+        bench.acked(push, 1)
+    assert found == ranges
+
+
+def test_it_measures_itself_but_for_its_first_range() -> None:
+    bench = Bench(worker(period=2))
+    bench.grant(lease(stop=4))
+    reads = ((0, 4), (0, 5))
+    bench.do(ev.Pulled(1, reads, 0), now=1.0)
+    bench.do(ev.Computed(1, 8), now=6.0)
+    [early] = bench.asked()
+    assert (early.samples, early.seconds) == (0, 0.0)
+    for shard in (0, 1):
+        bench.do(ev.Acked(shard, 1, 1, ev.APPLIED, 2, ""), now=7.0)
+    bench.do(ev.Pulled(2, reads, 0), now=8.0)
+    bench.do(ev.Computed(2, 8), now=8.5)
+    bench.grant(lease(fence=6, stop=2))
+    for shard in (0, 1):
+        bench.do(ev.Acked(shard, 1, 2, ev.APPLIED, 4, ""), now=9.0)
+    bench.do(ev.Pulled(3, reads, 0), now=10.0)
+    bench.do(ev.Computed(3, 8), now=10.25)
+    [asked] = bench.asked()
+    assert (asked.samples, asked.seconds) == (16, 0.75), "waiting is not computing"
+
+
+def test_a_computation_that_is_overtaken_is_dropped_and_its_lease_given_up() -> None:
+    bench = Bench(worker())
+    bench.grant(lease())
+    bench.pulled()
+    bench.do(ev.Overtaken(1, "staleness 4 on shard 1, limit 4"))
+    assert bench.of(ef.Release) == [ef.Release(1)] and not bench.of(ef.Publish)
+    [asked] = bench.asked()
+    assert asked.abandoned and asked.reason == "stopped: staleness 4 on shard 1, limit 4"
+    assert bench.machine.phase == IDLE and bench.machine.lease is None
+    bench.grant(lease(fence=9, session=2))
+    assert bench.of(ef.Pull) == [ef.Pull(2, (), True)], "it begins afresh"
+
+
+def test_what_is_overtaken_late_or_twice_changes_nothing() -> None:
+    bench = Bench(worker())
+    bench.grant(lease())
+    assert bench.do(ev.Overtaken(1, "early")) == [], "nothing is computed yet"
+    bench.pulled()
+    assert bench.do(ev.Overtaken(0, "another one")) == []
+    push = bench.computed()
+    assert bench.do(ev.Overtaken(1, "late")) == []
+    bench.acked(push, 0)
+    bench.acked(push, 1)
+    bench.pulled()
+    bench.do(ev.Overtaken(2, "in time"))
+    assert bench.do(ev.Overtaken(2, "twice")) == []
+    assert bench.do(ev.Computed(2, 8)) == []

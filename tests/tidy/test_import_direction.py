@@ -20,7 +20,7 @@ LAYERS = (
     ("errors",),
     ("documents", "sections"),
     ("config",),
-    ("layout", "admission", "consistency", "staleness", "data"),
+    ("layout", "admission", "balancing", "consistency", "staleness", "data"),
     ("methods",),
     ("protocol",),
     ("models", "storage", "metrics"),

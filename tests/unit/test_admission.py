@@ -50,7 +50,7 @@ def test_a_rule_is_chosen_by_its_name() -> None:
 
 
 def take(found: Round, member: tuple[int, int], seq: int = 0, **changes: Any) -> None:
-    values = {"samples": 64, "scale": 1.0, "consumed": 640, **changes}
+    values = {"weight": 64, "scale": 1.0, "consumed": 640, **changes}
     found.take(member, seq, **values)
 
 
@@ -62,7 +62,7 @@ def test_a_round_waits_for_the_members_that_have_not_contributed() -> None:
     found = Round(Quorum())
     assert not over(found), "an empty round has nothing to commit"
     take(found, (0, 1))
-    take(found, (1, 2), samples=32, consumed=704)
+    take(found, (1, 2), weight=32, consumed=704)
     # One of an earlier session is not the member of today.
     take(found, (2, 9))
     assert not over(found)

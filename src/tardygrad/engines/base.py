@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import torch
 
+from tardygrad.balancing import steps_of
 from tardygrad.config import RunConfig
 from tardygrad.data.fragments import FragmentPlan
 from tardygrad.data.sources import Source
@@ -22,9 +23,11 @@ from tardygrad.layout import KeyRange, Layout
 from tardygrad.methods.base import Method
 from tardygrad.models.base import ModelAdapter
 from tardygrad.protocol.effects import CommitCheckpoint
+from tardygrad.protocol.events import Push
 from tardygrad.protocol.scheduler import Scheduler
 from tardygrad.protocol.scheduler_settings import SchedulerSettings
 from tardygrad.protocol.server import Server, ServerSettings
+from tardygrad.protocol.trace import Record
 from tardygrad.protocol.worker import Worker, WorkerSettings
 
 Tensors = dict[str, torch.Tensor]
@@ -116,6 +119,18 @@ class Job:
         grace = self.method.admission.grace
         return min(usual, max(grace / 4, 0.005)) if grace else usual
 
+    @property
+    def _weighs(self) -> bool:
+        return self.method.admission.gathers or self.method.balance.name != "fixed"
+
+    def weight_of(self, update: Push | Record) -> float:
+        """What an update counts (``Method.weight``), from its batch range alone."""
+        consumed = self.plan.position(update.epoch, update.fragment, update.first)
+        period = self.method.period_at(consumed)
+        steps = steps_of(update.stop - update.first, period)
+        usual = period * self.plan.batch_size
+        return self.method.weight(update.samples, steps=steps, usual=usual)
+
     def scheduler(self, start_s: float | None = None) -> Scheduler:
         """The run's scheduler machine; ``start_s`` replaces the configuration's."""
         failure = self.config.failure
@@ -134,6 +149,7 @@ class Job:
                 backoff_max_s=failure.backoff_max_s,
                 checkpoint_every_s=self.config.checkpoint.every_s,
                 uses_clocks=self.method.workers_wait,
+                balance=self.method.balance,
                 open_epochs=self.method.admission.open_epochs,
                 generation=self.generation,
                 first_step=self.first_step,
@@ -152,6 +168,7 @@ class Job:
             admission=self.method.admission,
             rule=self.method.kind,
             round_of=f"{self.method.name}, {self.method.admission.name}",
+            weigh=self.weight_of if self._weighs else None,
             resend_s=self.resend_s,
         )
         return Server(

@@ -2,7 +2,8 @@
 
 Theory of operation. A computation's tensors are made when it starts and its end comes later; a
 server's pushes queue behind one another; a pull asks every shard and is done when all
-have answered.
+have answered. Where the staleness policy ends computations that come too late, a server tells
+their workers as soon as its shard has moved on too far.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from tardygrad.consistency import NO_NEED
 from tardygrad.engines.base import Job
 from tardygrad.engines.inline_disk import Disks
-from tardygrad.engines.inline_world import Member, Served, Stored, Watcher, World
+from tardygrad.engines.inline_world import Computing, Member, Served, Stored, Watcher, World
 from tardygrad.engines.shard_host import ShardHost
 from tardygrad.engines.statistics import ServerCounters
 from tardygrad.engines.worker_host import WorkerHost
@@ -24,6 +25,7 @@ from tardygrad.models.null import NullAdapter
 from tardygrad.protocol import effects as ef
 from tardygrad.protocol import events as ev
 from tardygrad.protocol import trace
+from tardygrad.protocol.trace import Record
 
 
 class Members(World):
@@ -41,6 +43,7 @@ class Members(World):
         self.samples_in = functools.cache(job.plan.samples_in)
         self.real = not isinstance(self.adapter, NullAdapter)
         self.parameters = job.initial.clone()
+        self.stop_at = job.method.staleness.stop_at
         self.effects: dict[type, Callable[[Any, ev.Address], None]] = {
             ef.Send: self._send,
             ef.Pull: self._pull,
@@ -92,8 +95,14 @@ class Members(World):
             if pulled is None:
                 return
             event = pulled
-        elif type(event) is ev.Computed:
+        elif type(event) is ev.Computed or type(event) is ev.Overtaken:
+            computing = member.computing
+            if computing is None or computing.seq != event.seq:
+                return  # it has come to its other end before
+            member.computing = None
             member.steps += 1
+            if type(event) is ev.Overtaken:
+                member.counters.computing_s -= max(computing.until - self.now, 0.0)
         self._handle(address, member, event)
 
     def _pull(self, effect: ef.Pull, source: ev.Address) -> None:
@@ -120,8 +129,8 @@ class Members(World):
             self._take_parameters(member.host, pull.fresh, [p for _, p in parts])
         member.counters.communicating_s += self.now - member.pulled_at
         member.counters.pulled_bytes += 4 * self.job.layout.parameters_size
-        reads = tuple(part.read for part, _ in parts)
-        return ev.Pulled(pull.seq, reads, min(part.clock for part, _ in parts))
+        member.reads = tuple(part.read for part, _ in parts)
+        return ev.Pulled(pull.seq, member.reads, min(part.clock for part, _ in parts))
 
     def _take_parameters(
         self, host: WorkerHost, fresh: bool, tensors: list[torch.Tensor | None]
@@ -152,6 +161,7 @@ class Members(World):
         member.slots[effect.seq] = update
         member.counters.computed(effect.lease.epoch, samples, batches, loss, seconds)
         member.counters.pushed_bytes += 4 * self.job.layout.parameters_size
+        member.computing = Computing(effect.seq, member.reads, self.now + seconds)
         done = ev.Computed(effect.seq, samples)
         self.later(seconds, source, done, member.incarnation)
 
@@ -185,6 +195,8 @@ class Members(World):
         if update is not None:
             size = self.job.layout.parameters_size
             host.apply(effect, update[self.job.ranges[source[1]].slice], update[size:])
+        if self.stop_at is not None:
+            self._overtake(source, effect.record, self.stop_at)
 
     def _gather(self, effect: ef.Gather, source: ev.Address) -> None:
         member = self.at(source)
@@ -202,6 +214,19 @@ class Members(World):
             member.counters.first_update_s = self.now
         if self.real:
             member.host.commit(effect)
+        if self.stop_at is not None:
+            self._overtake(source, effect.record, self.stop_at)
+
+    def _overtake(self, server: ev.Address, record: Record, limit: int) -> None:
+        """A shard has a new version: tell the workers whose computations are too old for it now."""
+        reason = f"staleness {limit} on shard {server[1]}, limit {limit}"
+        for number, worker in enumerate(self.workers):
+            if worker is None or worker.computing is None:
+                continue
+            incarnation, version = worker.computing.reads[server[1]]
+            if incarnation == record.incarnation and record.version - version == limit:
+                told = ev.Overtaken(worker.computing.seq, reason)
+                self.send(server, ("worker", number), told)
 
     def _log(self, effect: ef.Log, source: ev.Address) -> None:
         member = self.at(source)

@@ -85,12 +85,20 @@ class WatchedTrace:
             self._sink.close()
 
 
+class Computing(NamedTuple):
+    """What a worker computes: for which pull, at which versions, and when that will be done."""
+
+    seq: int
+    reads: tuple[ev.Read, ...]
+    until: float
+
+
 class Member:
     """A simulated process: its machine and what its engine would keep for it."""
 
-    __slots__ = ("alive", "born", "busy_until", "counters", "deferred", "frozen_until",
-                 "host", "incarnation", "machine", "parts", "pull", "pulled_at", "slots", "started",
-                 "steps")  # fmt: skip
+    __slots__ = ("alive", "born", "busy_until", "computing", "counters", "deferred", "frozen_until",
+                 "host", "incarnation", "machine", "parts", "pull", "pulled_at", "reads", "slots",
+                 "started", "steps")  # fmt: skip
 
     def __init__(self, machine: Any, incarnation: int, born: float) -> None:
         self.machine = machine
@@ -107,6 +115,8 @@ class Member:
         self.slots: dict[int, torch.Tensor | None] = {}
         self.pull: ef.Pull | None = None
         self.pulled_at = 0.0
+        self.reads: tuple[ev.Read, ...] = ()
+        self.computing: Computing | None = None
         self.parts: dict[int, tuple[ev.ShardPulled, torch.Tensor | None]] = {}
 
 

@@ -381,6 +381,11 @@ class Arena:
         words[at + _SEQUENCE] = (words[at + _SEQUENCE] | 1) + 1
         words[self._headers[shard] + _NEWEST] = copy
 
+    def version(self, shard: int) -> ev.Read:
+        """The newest (incarnation, version), perhaps no longer so when the caller looks at it."""
+        at = self._lines[shard][self.words[self._headers[shard] + _NEWEST]]
+        return self.words[at + _INCARNATION], self.words[at + _VERSION]
+
     def newest(self, shard: int) -> torch.Tensor:
         """The newest copy, for a shard that nobody writes any more."""
         return self.copies[self.words[self._headers[shard] + _NEWEST]]

@@ -7,12 +7,15 @@ depends on the run's seed and the batch alone, so a batch that is done again is 
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
+from tardygrad.balancing import merged
 from tardygrad.data.fragments import FragmentPlan, Permutations
 from tardygrad.data.sources import ArraySource, Source
 from tardygrad.methods.base import Method, Outcome, Step, WorkerRule
@@ -40,6 +43,8 @@ class WorkerHost:
         self, method: Method, adapter: ModelAdapter, source: Source, plan: FragmentPlan
     ) -> None:
         self.adapter = adapter
+        self._method = method
+        self._trained = 0
         self.rule: WorkerRule = method.worker_rule(adapter)
         self._source = source
         self._plan = plan
@@ -67,24 +72,54 @@ class WorkerHost:
             self.adapter.load_buffers(buffers)
         return True
 
-    def compute(self, effect: Compute, update: torch.Tensor) -> Outcome:
-        """Train the batches of ``effect`` and fill ``update``."""
-        if not self._buffers_size:
-            return self.rule.compute(self._steps(effect), update)
-        outcome = self.rule.compute(self._steps(effect), update[: self._parameters_size])
-        buffers = update[self._parameters_size :]
-        buffers.zero_()  # the gaps between them are part of the run's digest
-        self.adapter.read_buffers(buffers)
-        return outcome
+    def compute(
+        self, effect: Compute, update: torch.Tensor, stops: Callable[[], bool] | None = None
+    ) -> Outcome:
+        """Train the batches of ``effect`` and fill ``update``.
 
-    def _steps(self, effect: Compute) -> Iterator[Step]:
+        Args:
+            effect: which batches.
+            update: float32 ``[layout.size]``; of no use if the computation is ended early.
+            stops: asked between two steps whether to end it.
+
+        Returns:
+            The loss, and the batches that were trained: all of them, unless it was ended early.
+        """
+        self._trained = 0
+        steps = self._steps(effect, stops)
+        if not self._buffers_size:
+            outcome = self.rule.compute(steps, update)
+        else:
+            outcome = self.rule.compute(steps, update[: self._parameters_size])
+            buffers = update[self._parameters_size :]
+            buffers.zero_()  # the gaps between them are part of the run's digest
+            self.adapter.read_buffers(buffers)
+        return Outcome(outcome.loss, self._trained)
+
+    def _steps(self, effect: Compute, stops: Callable[[], bool] | None) -> Iterator[Step]:
         lease, seed_of_run = effect.lease, self._plan.seed
         batches = self._permutations.batches(lease.epoch, lease.fragment, effect.first, effect.stop)
-        for position, indices in batches:
+        for position, indices, together in self._merged(effect, batches):
+            if self._trained and stops is not None and stops():
+                return
             seed = batch_seed(seed_of_run, position)
             if self._source_may_draw:
                 _seed_everything(seed ^ 1)  # the model's randomness must not repeat the data's
-            yield Step(self._source.batch(indices), seed, position)
+            yield Step(self._source.batch(indices), seed, position, together)
+            self._trained += together
+
+    def _merged(
+        self, effect: Compute, batches: Iterator[tuple[int, npt.NDArray[np.int64]]]
+    ) -> Iterator[tuple[int, npt.NDArray[np.int64], int]]:
+        """Position and samples of each step, and the number of batches that are merged in it."""
+        lease, count = effect.lease, effect.stop - effect.first
+        at = self._plan.position(lease.epoch, lease.fragment, effect.first)
+        if count == 1 or (size := merged(count, self._method.period_at(at))) == 1:
+            for position, indices in batches:
+                yield position, indices, 1
+            return
+        while part := list(itertools.islice(batches, size)):
+            yield part[0][0], np.concatenate([indices for _, indices in part]), len(part)
 
 
 def _seed_everything(seed: int) -> None:

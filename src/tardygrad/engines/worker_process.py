@@ -97,6 +97,8 @@ class _WorkerProcess:
         self.free = list(range(len(self.slots)))
         self.pull: ef.Pull | None = None
         self.pulled_seq = 0
+        self.reads: tuple[ev.Read, ...] = ()
+        self.stop_at = job.method.staleness.stop_at
         self.events: deque[ev.Event] = deque()
         self.gone = False
         self.listened = 0.0
@@ -221,6 +223,7 @@ class _WorkerProcess:
 
     def _pulled(self, pull: ef.Pull, reads: tuple[ev.Read, ...], clock: int, began: float) -> None:
         self.pull, self.pulled_seq = None, pull.seq
+        self.reads = reads
         self.counters.communicating_s += time.monotonic() - began
         self.counters.pulled_bytes += self.bytes
         self.events.append(ev.Pulled(pull.seq, reads, clock))
@@ -248,11 +251,26 @@ class _WorkerProcess:
         slot = self.slots[index]
         slot.seq, slot.waiting = effect.seq, []
         began = time.monotonic()
-        outcome = self.host.compute(effect, slot.update)
+        stops = None if self.stop_at is None else lambda: bool(self._too_stale())
+        outcome = self.host.compute(effect, slot.update, stops)
         seconds = time.monotonic() - began
-        samples = self.job.plan.samples_in(effect.lease.fragment, effect.first, effect.stop)
-        self.counters.computed(effect.lease.epoch, samples, outcome.batches, outcome.loss, seconds)
-        self.events.append(ev.Computed(effect.seq, samples))
+        lease, done = effect.lease, effect.first + outcome.batches
+        samples = self.job.plan.samples_in(lease.fragment, effect.first, done)
+        self.counters.computed(lease.epoch, samples, outcome.batches, outcome.loss, seconds)
+        # A shard that was too far ahead may be restored by now: what is unfinished stays so.
+        reason = self._too_stale() or ("" if done == effect.stop else "a shard was too far ahead")
+        ended = ev.Overtaken(effect.seq, reason) if reason else ev.Computed(effect.seq, samples)
+        self.events.append(ended)
+
+    def _too_stale(self) -> str:
+        """Why a shard would refuse what is computed from the newest reads; empty if none would."""
+        if self.stop_at is None:
+            return ""
+        for shard, (incarnation, version) in enumerate(self.reads):
+            alive, newest = self.arena.version(shard)
+            if alive == incarnation and newest - version >= self.stop_at:
+                return f"staleness {newest - version} on shard {shard}, limit {self.stop_at}"
+        return ""
 
     def _publish(self, effect: ef.Publish) -> None:
         began = time.monotonic()

@@ -15,6 +15,8 @@ staleness policy scales delta.
 When to use it: islands of uneven speed with slow links between them. When not: equal workers, where
 ``diloco`` takes the same time and wants no tuning of N.
 
+The paper's dynamic local steps, H_i = floor(H v_i / max v), are ``balance: {name: steps}``.
+
 >>> from tardygrad.methods.async_diloco import AsyncDiLoCo
 >>> AsyncDiLoCo().admission.name
 'at_once'

@@ -35,11 +35,12 @@ the learning rate or the momentum as workers are added.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from pydantic import Field
 
+from tardygrad.balancing import Pushes
 from tardygrad.methods.base import Outcome, Step
 from tardygrad.methods.rules.gradients import GradientMethod
 from tardygrad.methods.rules.settings import gradient
@@ -50,6 +51,8 @@ if TYPE_CHECKING:
 
 class AsyncSGD(GradientMethod):
     """Settings of asynchronous SGD; see the module's text for the formula."""
+
+    pushes: ClassVar[Pushes] = "sum"
 
     name: Literal["async_sgd"] = "async_sgd"
     mixing: float = Field(default=1.0, gt=0, le=1)
@@ -79,7 +82,7 @@ class AsyncSGDWorker:
         size = adapter.layout.parameters_size
         self._overwrites = method.mixing == 1.0
         # With one batch an exchange and full mixing, the next pull overwrites any local step.
-        self._steps_locally = method.exchange_period > 1 or not self._overwrites
+        self._steps_locally = method.longest_period > 1 or not self._overwrites
         # Overwriting pulls go straight into the model's own vector.
         self._own = adapter.flat[:size]
         self._pulled = self._own if self._overwrites else torch.empty(size)
@@ -110,5 +113,5 @@ class AsyncSGDWorker:
             adapter.write_gradient(out, add=count > 0)
             count += 1
             if self._steps_locally:
-                adapter.step(method.learning_rate(step.consumed))
+                adapter.step(method.learning_rate(step.consumed) * step.merged)
         return Outcome(total / max(count, 1), count)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, 
 from pydantic import Field, model_validator
 
 from tardygrad.admission import Admission, AtOnce
+from tardygrad.balancing import Balance, Fixed, Pushes
 from tardygrad.consistency import ASP, Consistency
 from tardygrad.sections import Document
 from tardygrad.staleness import Constant, StalenessPolicy
@@ -26,18 +27,20 @@ if TYPE_CHECKING:
 
 
 class Step(NamedTuple):
-    """One batch of a range: its tensors, the seed of its randomness, and its place in the run.
+    """One step of a range: its tensors, the seed of its randomness, and its place in the run.
 
-    ``consumed`` is the number of samples that come before this batch in nominal order.
+    ``consumed`` is the number of samples that come before this step in nominal order; ``batches``
+    of the plan are ``merged`` in it.
     """
 
     batch: tuple[torch.Tensor, ...]
     seed: int
     consumed: int
+    merged: int = 1
 
 
 class Outcome(NamedTuple):
-    """What computing a range gave: mean loss over its batches."""
+    """What computing a range gave: mean loss over its steps, and how many there were."""
 
     loss: float
     batches: int
@@ -114,6 +117,8 @@ class Method(Document):
     where: ClassVar[str] = "method"
 
     name: str
+    balance: Balance = Field(default_factory=Fixed)
+    """What follows a worker's speed: nothing (``fixed``), its local ``steps`` or its ``batch``."""
     consistency: Consistency = Field(default_factory=ASP)
     """Who may go on: ``asp``, or ``ssp`` with a ``bound``."""
     admission: Admission = Field(default_factory=AtOnce)
@@ -137,6 +142,24 @@ class Method(Document):
             )
         return self
 
+    @model_validator(mode="after")
+    def _balanced(self) -> Self:
+        if self.balance.name != "fixed" and self.admission.name == "whole_epoch":
+            raise ValueError(
+                f"balance {self.balance.name}: with whole_epoch nobody waits between exchanges, "
+                "and whoever is free takes the next fragment; leave balance at fixed"
+            )
+        problem = self.balance.problem(self.pushes, gathers=self.admission.gathers)
+        if problem:
+            raise ValueError(
+                f"balance {self.balance.name} does not fit {self.name} with admission "
+                f"{self.admission.name}: {problem}"
+            )
+        return self
+
+    pushes: ClassVar[Pushes] = "way"
+    """What an update is, which decides how it can be balanced."""
+
     carries: ClassVar[tuple[str, ...]] = ()
     """Settings that mean the same to every method that carries them (see ``methods.switch``)."""
 
@@ -159,6 +182,21 @@ class Method(Document):
         """Batches of an exchange that begins after ``consumed`` samples, in nominal order."""
         return self.exchange_period
 
+    @property
+    def longest_period(self) -> int:
+        """No exchange has more steps, however many samples are consumed."""
+        return self.exchange_period
+
+    def weight(self, samples: int, *, steps: int, usual: int) -> float:
+        """What an update counts: in a round's mean, or, at once, as a factor on the learning rate.
+
+        Args:
+            samples: those it was computed from.
+            steps: those it took.
+            usual: the samples of an exchange that nobody balances.
+        """
+        return self.admission.weight(samples, steps) if self.admission.gathers else 1.0
+
     def fragment_batches(self, usual: int, *, batches: int, workers: int) -> int:
         """Batches of a fragment where none are given.
 
@@ -170,7 +208,8 @@ class Method(Document):
             batches: batches of an epoch.
             workers: number of workers.
         """
-        return max(usual, min(self.exchange_period, batches // workers))
+        longest = int(self.longest_period * self.balance.reach)
+        return max(usual, min(longest, batches // workers))
 
     @property
     def keeps_replica(self) -> bool:

@@ -11,7 +11,8 @@ the outer optimizer::
 That is ``torch.optim.SGD`` with Nesterov momentum at the servers. With epsilon = 1 and beta = 0 it
 is local SGD. A quorum (``admission.count``, ``admission.grace_s``) goes on without the slowest, as
 in Decoupled DiLoCo (arXiv 2604.21428); what comes late is taken into a later round, its weight
-scaled by the staleness policy.
+scaled by the staleness policy. That paper's weights are ``admission.weights: tokens``; uneven
+islands end their rounds together with ``balance: {name: steps}``.
 
 When to use it: islands of compute with slow links between them. When not: small models and small H,
 where the outer momentum overshoots: take ``local_sgd``. The paper's H is 500; a fragment of the

@@ -10,7 +10,9 @@ The average is over who delivered: a worker that dies in a round is not waited f
 trained is trained again by another. With a ``count`` a quorum of the fastest suffices.
 
 Post-local SGD (Lin et al., arXiv 1808.07217): with ``local_after`` samples, workers exchange after
-every batch before that point, and after H from there on; put it where the rate first decays.
+every batch before that point, and after H from there on; put it where the rate first decays. More
+than one switch, or an H that grows as the rate falls, is an ``exchange_schedule``; uneven workers
+end their rounds together with ``balance: {name: steps}``.
 
 When to use it: slow networks, since it sends 1/H of the bytes. When not: H so long that the workers
 drift apart; the number of samples to a given accuracy grows with H.
@@ -42,4 +44,4 @@ class LocalSGD(LocalMethod):
 
     def period_at(self, consumed: int) -> int:
         """Batches of an exchange that begins after ``consumed`` samples, in nominal order."""
-        return self.exchange_period if consumed >= self.local_after else 1
+        return super().period_at(consumed) if consumed >= self.local_after else 1

@@ -21,11 +21,12 @@ differ. When not: data that are leased out evenly, where the stale rows only add
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 
+from tardygrad.balancing import Pushes
 from tardygrad.methods.base import NOBODY, Origin
 from tardygrad.methods.rules import tables
 from tardygrad.methods.rules.gradients import GradientMethod
@@ -34,6 +35,8 @@ from tardygrad.methods.rules.optimizers import OptimizerServer
 
 class Ringleader(GradientMethod):
     """Settings of the gradient table; see the module's text for the formula."""
+
+    pushes: ClassVar[Pushes] = "row"
 
     name: Literal["ringleader"] = "ringleader"
     rows: int = Field(default=200, ge=1)

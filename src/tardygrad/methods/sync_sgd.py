@@ -10,7 +10,8 @@ gradient weighted by its samples::
 1990), or with the first ``count`` of them: backup workers (Chen et al., arXiv 1604.00981); give a
 ``staleness`` policy of ``cut_off`` below 1 to drop what comes late, as they do.
 
-The batch that counts is workers x exchange_period x batch_size; scale the learning rate to it.
+The batch that counts is workers x exchange_period x batch_size; scale the learning rate to it. With
+``balance: {name: batch}`` fast workers merge several batches into theirs, and it is larger.
 
 When to use it: equal machines that do not die, a result that does not depend on timing, a baseline
 for everything else. When not: one slow worker sets the pace of all; see ``rennala`` and

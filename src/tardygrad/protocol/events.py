@@ -35,7 +35,8 @@ class Lease(NamedTuple):
     from a newer one. ``session`` names the worker's stretch of local state: a new number means
     "forget your replica and pull everything afresh". A push must not reach across any of ``cuts``
     (batches at which some shard already stands). ``clock`` is the one by which the servers know a
-    new session, if the consistency rule uses clocks.
+    new session, if the consistency rule uses clocks. ``share``: how many times the method's batches
+    of an exchange this worker trains in one (see ``tardygrad.balancing``).
     """
 
     fence: int
@@ -47,6 +48,7 @@ class Lease(NamedTuple):
     stop: int
     cuts: tuple[int, ...]
     clock: int = 0
+    share: float = 1.0
 
 
 # --- worker -> server -------------------------------------------------------------------------
@@ -114,7 +116,8 @@ class LeaseAsked(NamedTuple):
     """A worker wants work. ``abandoned``: it gave up all leases of ``session``.
 
     ``received`` is the newest fence that reached it: a grant above that was lost on the way.
-    ``clock`` counts its exchanges so far.
+    ``clock`` counts its exchanges so far. ``samples`` are what its process has computed so far, in
+    ``seconds``; its first range is left out, in which things are set up.
     """
 
     worker: int
@@ -126,6 +129,8 @@ class LeaseAsked(NamedTuple):
     abandoned: bool
     reason: str
     clock: int
+    samples: int = 0
+    seconds: float = 0.0
 
 
 class Granted(NamedTuple):
@@ -288,6 +293,13 @@ class Computed(NamedTuple):
     samples: int
 
 
+class Overtaken(NamedTuple):
+    """Computation ``seq`` was ended early: its result would have been too stale for a shard."""
+
+    seq: int
+    reason: str
+
+
 class SnapshotWritten(NamedTuple):
     """The engine has written the shard's snapshot (``error`` is empty) or failed to."""
 
@@ -326,7 +338,8 @@ Event: TypeAlias = (
     Push | PullAsked | Acked | ShardPulled | WorkerReady | LeaseAsked | Granted | StopAsked
     | WorkerLeft | Heartbeat | ServerReady | ServerSeen | FenceAsked | Fenced | Booked | BookedSeen
     | MembersChanged | MembersSeen | SnapshotAsked | SnapshotTaken | SnapshotFailed | Started
-    | Tick | Pulled | Computed | SnapshotWritten | WorkerDied | ServerDied | Interrupted
+    | Tick | Pulled | Computed | Overtaken | SnapshotWritten | WorkerDied | ServerDied
+    | Interrupted
 )  # fmt: skip
 
 MESSAGES: tuple[type[tuple[object, ...]], ...] = (

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tardygrad.balancing import Balance
 from tardygrad.data.fragments import FragmentPlan
 from tardygrad.protocol import events as ev
+from tardygrad.protocol.balancing import Balancer
 from tardygrad.protocol.clocks import Roster
 from tardygrad.protocol.effects import Effect, Send
 from tardygrad.protocol.membership import WorkerEntry
@@ -32,11 +34,12 @@ class LeaseDesk:
         generation: how often the run was resumed; all numbers begin above the predecessors'.
         uses_clocks: whether workers may have to wait for each other.
         open_epochs: so many epochs may be worked on at a time.
+        balance: what of a worker's exchanges follows its speed.
     """
 
     def __init__(
         self, plan: FragmentPlan, epochs: int, shards: int, workers: Sequence[WorkerEntry],
-        outbox: Outbox, *, generation: int, uses_clocks: bool, open_epochs: int,
+        outbox: Outbox, *, generation: int, uses_clocks: bool, open_epochs: int, balance: Balance,
     ) -> None:  # fmt: skip
         self.book = WorkBook(plan, epochs, shards, (generation << 40) + 1, open_epochs)
         self._next_session = (generation << 20) + 1
@@ -44,6 +47,7 @@ class LeaseDesk:
         self._outbox = outbox
         self._shards = range(shards)
         self._roster = Roster(shards) if uses_clocks else None
+        self._balancer = None if balance.name == "fixed" else Balancer(balance, len(workers))
         self._idle: dict[int, None] = {}
         self._provident: dict[int, None] = {}
 
@@ -68,6 +72,8 @@ class LeaseDesk:
     def queue(self, entry: WorkerEntry, event: ev.LeaseAsked) -> None:
         """A worker asks for a lease."""
         entry.last_ask, entry.asked = event.ask, event
+        if self._balancer is not None:
+            self._balancer.tell(event)
         self._provident.pop(entry.worker, None)
         (self._provident if event.prefetch else self._idle)[entry.worker] = None
 
@@ -100,15 +106,25 @@ class LeaseDesk:
         entry = self._workers[worker]
         asked = entry.asked
         self.forget(worker)
-        lease = None if asked is None else self.book.grant(worker, entry.session, asked.clock)
-        if lease is None or asked is None:
+        if asked is None:
             return []
+        share, decisions = self._share(worker)
+        lease = self.book.grant(worker, entry.session, asked.clock, share)
+        if lease is None:
+            return decisions
         entry.granted = lease
         # It may have waited long for this: only from now on must it move.
         entry.moved = now
         if self._roster is not None and not self._roster.join(asked.ask, lease):
-            return []
-        return [Send(("worker", worker), ev.Granted(asked.ask, lease))]
+            return decisions
+        return [*decisions, Send(("worker", worker), ev.Granted(asked.ask, lease))]
+
+    def _share(self, worker: int) -> tuple[float, list[Effect]]:
+        if self._balancer is None:
+            return 1.0, []
+        present = [entry.worker for entry in self._workers if entry.alive]
+        share, decisions = self._balancer.decide(worker, present)
+        return share, [*decisions]
 
     # --- ending leases ------------------------------------------------------------------------
 

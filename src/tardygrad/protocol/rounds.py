@@ -29,9 +29,10 @@ class Round:
     def __init__(self, rule: Rule) -> None:
         self.rule = rule
         self.gathered = 0
-        self.samples = 0
+        self.whole = 0.0
+        """The weights of the updates (their samples, usually) as they came."""
         self.weight = 0.0
-        """Samples, each scaled by the staleness policy."""
+        """The same, each scaled by the staleness policy."""
         self.consumed = 0
         """Samples booked on the shard before the round began, for learning-rate schedules."""
         self._gatherers: dict[Member, None] = {}
@@ -41,13 +42,13 @@ class Round:
         # Each worker's newest push, over rounds: its session and number, and whether it was taken.
         self._newest: dict[int, tuple[int, int, bool]] = {}
 
-    def take(self, member: Member, seq: int, samples: int, scale: float, consumed: int) -> None:
+    def take(self, member: Member, seq: int, weight: float, scale: float, consumed: int) -> None:
         """A member's push ``seq`` is gathered; ``consumed`` samples were booked before it."""
         if not self.gathered:
             self.consumed = consumed
         self.gathered += 1
-        self.samples += samples
-        self.weight += scale * samples
+        self.whole += weight
+        self.weight += scale * weight
         self._gatherers[member] = None
         self._contributors[member] = None
         self._newest[member[0]] = (member[1], seq, True)
@@ -88,11 +89,11 @@ class Round:
     def close(self) -> Closed:
         """Begin the next round.
 
-        The mean is weighted by what the staleness policy left of the samples; the factor makes of
-        it the sum of the scaled updates over the samples as they were.
+        The mean is weighted by what the staleness policy left of the weights; the factor makes of
+        it the sum of the scaled updates over the weights as they were.
         """
-        closed = Closed(self.gathered, self.consumed, self.weight / self.samples)
-        self.gathered, self.samples, self.weight = 0, 0, 0.0
+        closed = Closed(self.gathered, self.consumed, self.weight / self.whole)
+        self.gathered, self.whole, self.weight = 0, 0.0, 0.0
         self._gatherers.clear()
         self._contributors.clear()
         self._restored_gatherers = 0
@@ -104,7 +105,7 @@ class Round:
         return {
             "gathered": self.gathered,
             "gatherers": self._restored_gatherers + len(self._gatherers),
-            "samples": self.samples,
+            "samples": self.whole,
             "weight": self.weight,
             "consumed": self.consumed,
         }
@@ -118,7 +119,7 @@ class Round:
         found = cls(rule)
         found.gathered = int(state["gathered"])
         found._restored_gatherers = int(state["gatherers"])
-        found.samples = int(state["samples"])
+        found.whole = float(state["samples"])
         found.weight = float(state["weight"])
         found.consumed = int(state["consumed"])
         return found

@@ -63,6 +63,7 @@ class Scheduler:
         self._desk = LeaseDesk(
             s.plan, s.epochs, s.shards, self.workers, self.outbox,
             generation=s.generation, uses_clocks=s.uses_clocks, open_epochs=s.open_epochs,
+            balance=s.balance,
         )  # fmt: skip
         self.book = self._desk.book
         self.book.forget_ended(s.epochs_reported)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from tardygrad.balancing import Balance, Fixed
 from tardygrad.data.fragments import FragmentPlan
 
 
@@ -28,6 +29,7 @@ class SchedulerSettings:
     backoff_max_s: float
     checkpoint_every_s: float
     uses_clocks: bool
+    balance: Balance = field(default_factory=Fixed)
     open_epochs: int = 2
     generation: int = 0
     first_step: int = 1

@@ -47,7 +47,11 @@ WORKER = "worker"
 
 
 class ServerSettings:
-    """What a server must know of the run."""
+    """What a server must know of the run.
+
+    ``weigh`` says what an update counts: in the mean of its round (its samples, if None), or, at
+    once, as a factor on the learning rate (1, if None).
+    """
 
     def __init__(
         self,
@@ -60,6 +64,7 @@ class ServerSettings:
         admission: Rule | None = None,
         rule: str = "",
         round_of: str = "",
+        weigh: Callable[[ev.Push], float] | None = None,
         resend_s: float,
     ) -> None:
         self.lineage = lineage
@@ -70,6 +75,7 @@ class ServerSettings:
         self.admission: Rule = admission or AtOnce()
         self.rule = rule
         self.round_of = round_of
+        self.weigh = weigh
         self.resend_s = resend_s
 
 
@@ -192,14 +198,18 @@ class Server:
             self.round.passes((push.worker, push.session), push.seq)
         elif self._gathers:
             member = (push.worker, push.session)
-            self.round.take(member, push.seq, push.samples, verdict.scale, consumed)
+            weigh = self.settings.weigh
+            weight = push.samples if weigh is None else weigh(push)
+            self.round.take(member, push.seq, weight, verdict.scale, consumed)
             record = self._record(push, trace.GATHERED, staleness, verdict.scale)
-            effects.append(Gather(push, verdict.scale * push.samples, record))
+            effects.append(Gather(push, verdict.scale * weight, record))
             effects.append(self._ack(push, ev.APPLIED, ""))
         else:
             self.version += 1
-            record = self._record(push, trace.APPLIED, staleness, verdict.scale)
-            effects.append(Apply(push, verdict.scale, consumed, record))
+            weigh = self.settings.weigh
+            scale = verdict.scale if weigh is None else verdict.scale * weigh(push)
+            record = self._record(push, trace.APPLIED, staleness, scale)
+            effects.append(Apply(push, scale, consumed, record))
             effects.append(self._ack(push, ev.APPLIED, ""))
         if self._gathers:
             epoch_over = whole and self.ledger.is_complete(push.epoch)

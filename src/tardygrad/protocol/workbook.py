@@ -103,7 +103,7 @@ class WorkBook:
         self.next_fence += 1
         return fence
 
-    def grant(self, worker: int, session: int, clock: int = 0) -> Lease | None:
+    def grant(self, worker: int, session: int, clock: int = 0, share: float = 1.0) -> Lease | None:
         """Lease the most urgent fragment to ``worker``, or None if there is none now."""
         if self._pending:
             epoch, fragment, first, cuts = heapq.heappop(self._pending)
@@ -118,7 +118,7 @@ class WorkBook:
             self._books[fresh].issued += 1
         stop = self.plan.batches(fragment)
         fence = self.new_fence()
-        lease = Lease(fence, session, worker, epoch, fragment, first, stop, cuts, clock)
+        lease = Lease(fence, session, worker, epoch, fragment, first, stop, cuts, clock, share)
         self.leases[lease.fence] = lease
         self._fence_of[(epoch, fragment)] = lease.fence
         self._fences_of_worker.setdefault(worker, []).append(lease.fence)

@@ -7,7 +7,8 @@ when at most ``in_flight`` pushes are outstanding: 0 waits for every answer (a s
 has no staleness), 1 overlaps the push with the next computation.
 
 Whatever goes wrong (a lease overtaken by a newer one, a server restored from an older snapshot)
-shows as a refused push. The worker then abandons all its leases, waits until every outstanding
+shows as a refused push, or, where the staleness policy ends what comes too late, as a computation
+that was ended early. The worker then abandons all its leases, waits until every outstanding
 push is answered, and goes on with the next lease under a new *session*, pulling afresh. Unanswered
 messages are sent again; every receiver recognises what it had before.
 """
@@ -17,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from tardygrad.balancing import exchange
 from tardygrad.consistency import ASP, NO_NEED, SSP
 from tardygrad.data.fragments import FragmentPlan
 from tardygrad.errors import InvariantViolation
@@ -97,10 +99,14 @@ class Worker:
         # For each shard the version that its last update will be a part of, if it is gathered.
         self._awaited = [NO_NEED] * len(settings.shards)
         self._received = 0
+        # What this process has computed and how long that took, the first range left out.
+        self._warm = False
+        self._samples, self._seconds = 0, 0.0
         self._asked: ev.LeaseAsked | None = None
         self._asked_at = 0.0
         self._handlers: dict[type, Callable[[Any, float], list[Effect]]] = {
             ev.Computed: self._computed,
+            ev.Overtaken: self._overtaken,
             ev.Acked: self._acked,
             ev.Pulled: self._pulled,
             ev.Granted: self._granted,
@@ -185,7 +191,8 @@ class Worker:
 
     def _next_stop(self, lease: ev.Lease) -> int:
         consumed = self.settings.plan.position(lease.epoch, lease.fragment, self._position)
-        stop = min(self._position + self.settings.exchange_period(consumed), lease.stop)
+        batches = exchange(self.settings.exchange_period(consumed), lease.share)
+        stop = min(self._position + batches, lease.stop)
         for cut in lease.cuts:
             if self._position < cut < stop:
                 return cut
@@ -195,6 +202,10 @@ class Worker:
         if self.phase != COMPUTING or event.seq != self._seq:
             return []
         self.phase = IDLE
+        if self._warm:
+            self._samples += event.samples
+            self._seconds += now - self._phase_since
+        self._warm = True
         lease, self._computing = self._computing, None
         if lease is None or lease is not self.lease:
             # Abandoned while it was computed: nobody would accept it.
@@ -223,6 +234,18 @@ class Worker:
             effects += self._ask_for_lease(now, prefetch=True)
         return effects + self._advance(now)
 
+    def _overtaken(self, event: ev.Overtaken, now: float) -> list[Effect]:
+        if self.phase != COMPUTING or event.seq != self._seq:
+            return []
+        self.phase = IDLE
+        lease, self._computing = self._computing, None
+        effects: list[Effect] = [Release(event.seq)]
+        if lease is self.lease:
+            # What was begun has changed a state that nobody could compute again; and another
+            # worker may be fast enough for these batches.
+            effects += self._abandon(self.session, f"stopped: {event.reason}", now)
+        return effects + self._advance(now)
+
     # --- answers ------------------------------------------------------------------------------
 
     def _acked(self, event: ev.Acked, now: float) -> list[Effect]:
@@ -235,7 +258,8 @@ class Worker:
             return self._gap(event, entry, now)
         effects: list[Effect] = []
         if event.outcome in (ev.REFUSED, ev.AGAIN):
-            effects = self._abandon(entry.push, f"{event.outcome}: {event.reason}", now)
+            reason = f"{event.outcome}: {event.reason}"
+            effects = self._abandon(entry.push.session, reason, now)
         return effects + self._answered(event, entry, now)
 
     def _answered(self, event: ev.Acked, entry: _Outstanding, now: float) -> list[Effect]:
@@ -258,16 +282,17 @@ class Worker:
         ]
         if min(o.push.first for o in earlier) > event.next:
             # The server stands before anything that is still in these hands.
-            effects = self._abandon(entry.push, f"shard {event.shard} went back", now)
+            reason = f"shard {event.shard} went back"
+            effects = self._abandon(entry.push.session, reason, now)
             return effects + self._answered(event, entry, now)
         for o in earlier:
             o.sent = now
         return [Publish(o.push, (event.shard,)) for o in earlier]
 
-    def _abandon(self, push: ev.Push, reason: str, now: float) -> list[Effect]:
-        if push.session <= self._given_up:
+    def _abandon(self, session: int, reason: str, now: float) -> list[Effect]:
+        if session <= self._given_up:
             return []
-        self._give_up(push.session)
+        self._give_up(session)
         if self.upcoming is not None:
             return []
         self._abandoned = reason
@@ -300,6 +325,8 @@ class Worker:
             bool(self._abandoned),
             self._abandoned,
             self.clock,
+            self._samples,
+            self._seconds,
         )
         self._asked_at = now
         return [Send(ev.SCHEDULER, self._asked)]

@@ -120,7 +120,8 @@ def random_schedule(seed: int) -> Schedule:
         model="counting" if plain and rng.random() < 0.3 else "null",
         disk=Duration(mean_s=0.0),
     )
-    return _with_more(schedule, random.Random(f"more of {seed}"))
+    schedule = _with_more(schedule, random.Random(f"more of {seed}"))
+    return _with_balance(schedule, random.Random(f"balance of {seed}"))
 
 
 def _with_more(schedule: Schedule, rng: random.Random) -> Schedule:
@@ -159,6 +160,30 @@ def _with_rounds(schedule: Schedule, rng: random.Random) -> Schedule:
         )
     )
     settings = merge(schedule.settings, {"method": {"admission": admission}})
+    return dataclasses.replace(schedule, settings=settings)
+
+
+def _with_balance(schedule: Schedule, rng: random.Random) -> Schedule:
+    method = schedule.settings["method"]
+    admission = method.get("admission", {"name": "at_once"})["name"]
+    # What counts samples would see merged batches as one; whole epochs take no balance.
+    kinds = ["fixed", *(["steps"] if admission == "at_once" else [])]
+    if schedule.model != "counting" and admission != "whole_epoch":
+        kinds += ["batch", "batch"]
+    changes: dict[str, Any] = {"balance": {"name": rng.choice(kinds)}}
+    base = method["exchange_period"]
+    growing = {
+        "name": "piecewise",
+        "at": [[rng.randrange(200), 1], [200, base + rng.randint(0, 4)]],
+    }
+    by_rate = {"name": "quadratic", "alpha": rng.choice((0.05, 0.12)), "most": 6}
+    if rng.random() < 0.5:
+        changes["exchange_schedule"] = rng.choice((growing, by_rate))
+    if method["staleness"].get("again") and rng.random() < 0.5:
+        changes["staleness"] = {"stops": True}
+    if admission == "quorum" and rng.random() < 0.5:
+        changes["admission"] = {"weights": "tokens"}
+    settings = merge(schedule.settings, {"method": changes})
     return dataclasses.replace(schedule, settings=settings)
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
+from tardygrad.balancing import Pushes
 from tardygrad.methods.base import Outcome, ServerRule, Step, WorkerRule
 from tardygrad.methods.rules.optimizers import OptimizerServer
 from tardygrad.methods.rules.settings import TrainingMethod, gradient
@@ -17,6 +18,14 @@ if TYPE_CHECKING:
 
 class GradientMethod(TrainingMethod):
     """Methods whose servers step with what workers push; ``optimizer`` is the servers'."""
+
+    pushes: ClassVar[Pushes] = "mean"
+
+    def weight(self, samples: int, *, steps: int, usual: int) -> float:
+        """In a round as ever; at once, a gradient of merged batches has as large a rate."""
+        if self.admission.gathers:
+            return super().weight(samples, steps=steps, usual=usual)
+        return max(1.0, samples / usual) if self.balance.name == "batch" else 1.0
 
     @property
     def kind(self) -> str:

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from tardygrad.methods.base import Method, Step
 from tardygrad.methods.rules.optimizers import OptimizerConfig
+from tardygrad.methods.rules.periods import ExchangeSchedule, Same
 from tardygrad.methods.schedules import Constant, Schedule
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ class TrainingMethod(Method):
     """Any optimizer of ``torch.optim``, on a flat vector."""
     schedule: Schedule = Field(default_factory=Constant)
     """Factor on the learning rate over consumed samples."""
+    exchange_schedule: ExchangeSchedule = Field(default_factory=Same)
+    """``exchange_period`` over consumed samples: ``constant``, ``piecewise`` or ``quadratic``."""
     weight_decay: float = Field(default=0.0, ge=0)
     """lambda: ``lambda * x`` is added to each gradient, at the worker, before clipping."""
     clip_norm: float | None = Field(default=None, gt=0)
@@ -65,9 +68,21 @@ class TrainingMethod(Method):
 
     @property
     def is_plain(self) -> bool:
-        """Whether an update is the bare gradient and the rate never changes."""
+        """Whether an update is the bare gradient, and neither rate nor period ever changes."""
         beside = (self.weight_decay, self.clip_norm, self.clip_value)
-        return not any(beside) and self.schedule == Constant()
+        never = self.schedule == Constant() and self.exchange_schedule == Same()
+        return never and not any(beside)
+
+    @property
+    def longest_period(self) -> int:
+        """No exchange has more steps, however many samples are consumed."""
+        return self.exchange_schedule.longest(self.exchange_period)
+
+    def period_at(self, consumed: int) -> int:
+        """Batches of an exchange that begins after ``consumed`` samples, in nominal order."""
+        warm = max(consumed, self.schedule.warmup)
+        schedule = self.exchange_schedule
+        return schedule.period(consumed, self.exchange_period, lambda _: self.learning_rate(warm))
 
     def learning_rate(self, consumed: int) -> float:
         """The learning rate after ``consumed`` samples."""
