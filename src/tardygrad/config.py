@@ -15,22 +15,20 @@ The method's section is only passed through here: methods stand above this modul
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from tardygrad.documents import dump, load_config, merge, override, parse_overrides
 from tardygrad.errors import ConfigError
 from tardygrad.sections import Document, Section
-
-if TYPE_CHECKING:
-    import numpy as np
+from tardygrad.simulation_settings import Bandwidth, Duration, Fault, SimulationConfig
 
 __all__ = [
     "BY_VALUE",
+    "Bandwidth",
     "CheckpointConfig",
     "DataConfig",
     "Document",
@@ -181,133 +179,6 @@ class FailureConfig(Section):
         return self
 
 
-Distribution = Literal["constant", "uniform", "exponential", "lognormal", "shifted_exponential"]
-
-
-class Duration(Section):
-    """A distribution of seconds, sampled by the simulator with a seeded generator.
-
-    ``mean_s`` is always the mean.  ``spread`` is in seconds too: half the width of ``uniform``,
-    the standard deviation of ``lognormal`` and of ``shifted_exponential`` (a fixed part of
-    ``mean_s - spread`` and an exponential one of mean ``spread``).  ``constant`` and
-    ``exponential`` have none.  In a document a bare number is a constant duration.
-    """
-
-    distribution: Distribution = "constant"
-    mean_s: float = Field(ge=0)
-    spread: float = Field(0.0, ge=0)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _bare_number(cls, value: Any) -> Any:
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return {"mean_s": value}
-        return value
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if self.distribution in ("constant", "exponential"):
-            if self.spread:
-                raise ValueError(f"a duration that is {self.distribution} has no spread")
-        elif self.distribution != "lognormal" and self.spread > self.mean_s:
-            raise ValueError(f"spread {self.spread:g} exceeds mean_s {self.mean_s:g}")
-        return self
-
-    def sample(self, rng: np.random.Generator) -> float:
-        """One duration in seconds, never negative; ``constant`` draws nothing from ``rng``."""
-        kind, mean_s, spread = self.distribution, self.mean_s, self.spread
-        if kind == "constant" or mean_s == 0.0:
-            return mean_s
-        if kind == "exponential":
-            return float(rng.exponential(mean_s))
-        if kind == "uniform":
-            return float(rng.uniform(mean_s - spread, mean_s + spread))
-        if kind == "shifted_exponential":
-            return mean_s - spread + float(rng.exponential(spread))
-        variance = math.log1p((spread / mean_s) ** 2)
-        return float(rng.lognormal(math.log(mean_s) - variance / 2, math.sqrt(variance)))
-
-
-FaultKind = Literal["crash", "hang", "slow", "loss", "duplicate", "delay", "blackout"]
-
-_TARGET = re.compile(r"(worker|server)-(0|[1-9][0-9]*)")
-_OF_PROCESSES = ("crash", "hang", "slow")
-_OF_MESSAGES = ("loss", "duplicate", "delay")
-
-
-class Fault(Section):
-    """One fault that the simulator injects, from ``at_s`` on and for ``for_s`` seconds.
-
-    ``crash`` kills the target at ``at_s``; ``hang`` freezes it; ``slow`` makes its computing
-    ``factor`` times as long.  ``loss``, ``duplicate`` and ``delay`` meet a message of the target
-    with probability ``rate``; ``delay`` makes its way ``factor`` times as long.  ``blackout`` cuts
-    the target off from all messages.
-    """
-
-    kind: FaultKind
-    target: str | None = None
-    """``worker-N`` or ``server-N``; None = every link (faults of messages only)."""
-    at_s: float = Field(0.0, ge=0)
-    for_s: float | None = Field(None, gt=0)
-    """How long it lasts; None = to the end of the run.  A crash has no duration."""
-    rate: float = Field(0.0, ge=0, le=1)
-    factor: float = Field(1.0, gt=0)
-
-    @field_validator("target")
-    @classmethod
-    def _target(cls, value: str | None) -> str | None:
-        if value is None or _TARGET.fullmatch(value):
-            return value
-        raise ValueError("expected 'worker-N', 'server-N' or nothing")
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if self.kind in _OF_PROCESSES and self.target is None:
-            raise ValueError(f"a fault of kind {self.kind} needs a target, such as 'worker-1'")
-        if self.kind in _OF_MESSAGES and self.rate == 0:
-            raise ValueError(f"a fault of kind {self.kind} needs a rate above 0")
-        if self.kind == "crash" and self.for_s is not None:
-            raise ValueError("a crash has no for_s: the target is replaced, or not, by the run")
-        return self
-
-
-def _one_or_list(value: Any) -> str:
-    return "list" if isinstance(value, list | tuple) else "one"
-
-
-Durations = Annotated[
-    Annotated[tuple[Duration, ...], Field(strict=False, min_length=1), Tag("list")]
-    | Annotated[Duration, Tag("one")],
-    Discriminator(_one_or_list),
-]
-
-
-class SimulationConfig(Section):
-    """What the ``inline`` engine pretends: how long things take and what goes wrong."""
-
-    compute: Durations = Duration(mean_s=0.01)
-    """Seconds per step: one distribution for all workers, or a list with one for each."""
-    network: Durations = Duration(mean_s=0.0002)
-    """Seconds that parameters and updates travel, one way; a list gives each worker its link."""
-    control: Duration = Duration(mean_s=0.0002)
-    """Seconds that control messages travel, one way."""
-    apply: Duration = Duration(mean_s=0.0001)
-    """Seconds that a server needs to apply one update."""
-    faults: Annotated[tuple[Fault, ...], Field(strict=False)] = ()
-    tick_s: float = Field(0.5, gt=0)
-    """Virtual seconds between two ticks of the clock (leases, heartbeats, progress)."""
-    limit_s: float | None = Field(None, gt=0)
-    """Virtual seconds after which the simulation gives up; None = ten million."""
-
-    def compute_of(self, worker: int) -> Duration:
-        """The compute time of worker ``worker`` (0 ..)."""
-        return self.compute[worker] if isinstance(self.compute, tuple) else self.compute
-
-    def network_of(self, worker: int) -> Duration:
-        """The delay between worker ``worker`` (0 ..) and any server."""
-        return self.network[worker] if isinstance(self.network, tuple) else self.network
-
-
 class RunConfig(Document):
     """Everything that determines a run; ``tardygrad.training.resolve`` makes it of a document."""
 
@@ -368,21 +239,7 @@ class RunConfig(Document):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        for key in ("compute", "network"):
-            given = getattr(self.simulation, key)
-            if isinstance(given, tuple) and len(given) != self.workers:
-                raise ValueError(
-                    f"simulation.{key}: expected one duration for all, or a list of "
-                    f"{self.workers} (one for each worker), got a list of {len(given)}"
-                )
-        for number, fault in enumerate(self.simulation.faults):
-            kind, _, index = (fault.target or "").partition("-")
-            count = self.workers if kind == "worker" else self.servers
-            if index and int(index) >= count:
-                raise ValueError(
-                    f"simulation.faults.{number}.target: {fault.target!r} does not exist; "
-                    f"{kind}s are numbered 0 to {count - 1}"
-                )
+        self.simulation.check(self.workers, self.servers)
         return self
 
     def fragment_batches_for(self, samples: int) -> int:

@@ -145,6 +145,7 @@ def _locate(
     path: list[str] = []
     section: type[BaseModel] | None = cls
     inside: list[type[BaseModel]] = [cls]
+    field: FieldInfo | None = None
     loc = details["loc"]
     for depth, part in enumerate(loc):
         is_key = any(part in _keys(candidate) for candidate in inside)
@@ -153,6 +154,13 @@ def _locate(
             chosen = [candidate for candidate in inside if _is_tagged(candidate, part)]
             if chosen:
                 inside = chosen
+                continue
+            # The members of a union of numbers and lists have no class; a dict's keys are its own.
+            if (
+                part in UNION_TAGS
+                and field is not None
+                and get_origin(field.annotation) is not dict
+            ):
                 continue
         path.append(str(part))
         if isinstance(part, int):

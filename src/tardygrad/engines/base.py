@@ -107,6 +107,14 @@ class Job:
     run_directory: Path | None = None
     by_value: dict[str, Any] = field(default_factory=dict)
 
+    def push_bytes(self, shard: int) -> int:
+        """Bytes of an update on its way to a shard; averaged buffers go to shard 0."""
+        return 4 * (self.ranges[shard].size + (0 if shard else self.layout.buffers_size))
+
+    def pull_bytes(self, shard: int) -> int:
+        """Bytes of a shard's parameters on their way to a worker; buffers come from shard 0."""
+        return 4 * (self.ranges[shard].size + (0 if shard else self.layout.buffers_size))
+
     @property
     def resend_s(self) -> float:
         """Seconds after which an unanswered message is sent again."""

@@ -236,6 +236,8 @@ class _Simulation(Members):
     def _refresh(self) -> None:
         for number, member in enumerate(self.workers):
             if member is not None:
+                if member.alive and member.started:
+                    self.settle(member)
                 report = member.counters.report()
                 self.statistics.worker_report(number, member.incarnation, report)
         for number, member in enumerate(self.servers):

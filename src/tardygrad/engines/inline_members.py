@@ -2,8 +2,10 @@
 
 Theory of operation. A computation's tensors are made when it starts and its end comes later; a
 server's pushes queue behind one another; a pull asks every shard and is done when all
-have answered. Where the staleness policy ends computations that come too late, a server tells
-their workers as soon as its shard has moved on too far.
+have answered. A worker's time is accounted for in three parts: it computes; it communicates while
+its pull or the parameters are on their way; else it waits. Where the staleness policy ends
+computations that come too late, a server tells their workers as soon as its shard has moved on too
+far.
 """
 
 from __future__ import annotations
@@ -39,6 +41,8 @@ class Members(World):
         self.events = 0
         self.shards = len(job.ranges)
         self.server_addresses = [("server", shard) for shard in range(self.shards)]
+        self.push_bytes = [job.push_bytes(shard) for shard in range(self.shards)]
+        self.pull_bytes = [job.pull_bytes(shard) for shard in range(self.shards)]
         self.adapter = job.build_adapter()
         self.samples_in = functools.cache(job.plan.samples_in)
         self.real = not isinstance(self.adapter, NullAdapter)
@@ -77,7 +81,9 @@ class Members(World):
         member = self.at(source)
         payload = member.slots.get(effect.push.seq)
         for shard in effect.shards:
-            self.send(source, self.server_addresses[shard], effect.push, payload)
+            count = self.push_bytes[shard]
+            member.counters.pushed_bytes += count
+            self.carry(source, self.server_addresses[shard], effect.push, payload, count)
 
     def _release(self, effect: ef.Release, source: ev.Address) -> None:
         member = self.at(source)
@@ -108,7 +114,8 @@ class Members(World):
     def _pull(self, effect: ef.Pull, source: ev.Address) -> None:
         member = self.at(source)
         if member.pull is None or member.pull.seq != effect.seq:
-            member.pull, member.parts, member.pulled_at = effect, {}, self.now
+            self.settle(member)
+            member.pull, member.parts, member.held = effect, {}, {}
         needs = effect.needs or (NO_NEED,) * self.shards
         for server, need in zip(self.server_addresses, needs, strict=True):
             self.send(source, server, ev.PullAsked(source[1], effect.seq, need))
@@ -123,12 +130,12 @@ class Members(World):
         member.parts[event.shard] = (event, payload)
         if len(member.parts) < self.shards:
             return None
+        self.settle(member)
         member.pull = None
         parts = [member.parts[s] for s in range(self.shards)]
         if member.host is not None:
             self._take_parameters(member.host, pull.fresh, [p for _, p in parts])
-        member.counters.communicating_s += self.now - member.pulled_at
-        member.counters.pulled_bytes += 4 * self.job.layout.parameters_size
+        member.counters.pulled_bytes += sum(self.pull_bytes)
         member.reads = tuple(part.read for part, _ in parts)
         return ev.Pulled(pull.seq, member.reads, min(part.clock for part, _ in parts))
 
@@ -160,10 +167,33 @@ class Members(World):
             member.host.adapter.release()
         member.slots[effect.seq] = update
         member.counters.computed(effect.lease.epoch, samples, batches, loss, seconds)
-        member.counters.pushed_bytes += 4 * self.job.layout.parameters_size
+        member.since = self.now + seconds
         member.computing = Computing(effect.seq, member.reads, self.now + seconds)
         done = ev.Computed(effect.seq, samples)
         self.later(seconds, source, done, member.incarnation)
+
+    def settle(self, member: Member) -> None:
+        """Account for a worker's time up to now."""
+        now, since = self.now, member.since
+        if now <= since:
+            return
+        waits_since = since
+        if member.pull is not None:
+            waits_since = max(since, min(member.held.values(), default=now))
+        member.counters.communicating_s += waits_since - since
+        member.counters.waiting_s += now - waits_since
+        member.since = now
+
+    def _hold(self, shard: int, pull: ev.PullAsked) -> None:
+        member = self.workers[pull.worker]
+        if member is not None and member.pull is not None and member.pull.seq == pull.seq:
+            member.held.setdefault(shard, self.now)
+
+    def _let_go(self, shard: int, effect: ef.SendParameters) -> None:
+        member = self.workers[effect.worker]
+        if member is not None and member.pull is not None and member.pull.seq == effect.seq:
+            self.settle(member)
+            member.held.pop(shard, None)
 
     # --- servers ------------------------------------------------------------------------------
 
@@ -177,6 +207,9 @@ class Members(World):
                 return
         elif type(event) is Served:
             event = event.push
+        elif type(event) is ev.PullAsked:
+            if event.need != NO_NEED:
+                self._hold(address[1], event)
         elif type(event) is Stored:
             event = self.disks.written(address[1], event)
         member.steps += 1
@@ -242,7 +275,10 @@ class Members(World):
             if shard == 0 and self.job.layout.buffers_size:
                 payload = torch.cat([payload, self.parameters[self.job.layout.parameters_size :]])
         message = ev.ShardPulled(shard, effect.seq, effect.read, effect.clock)
-        self.send(source, ("worker", effect.worker), message, payload)
+        if self.job.method.workers_wait:
+            self._let_go(shard, effect)
+        to = ("worker", effect.worker)
+        self.carry(source, to, message, payload, self.pull_bytes[shard])
 
     def _nothing(self, effect: ef.Effect, source: ev.Address) -> None:
         """Pulls pass through the server's machine here, so its clock need not be published."""

@@ -5,7 +5,8 @@ Whoever wants something to happen puts it in; the loop takes out the earliest an
 member at that address, if one is there, is up, and is not frozen. An incarnation of -1 reaches
 whichever process is at the address, as a message does; any other reaches that one process alone, as
 its own timers do. Nothing is delivered to a process that is still starting: in a real run its
-socket would not be there yet.
+socket would not be there yet. What carries parameters or updates takes its time on the links, if
+those have a limit.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 
 from tardygrad.config import SimulationConfig
 from tardygrad.engines.base import Job, Tensors
+from tardygrad.engines.inline_links import Arriving, Links, links_of
 from tardygrad.engines.network import Fate, Sampler
 from tardygrad.engines.shard_host import TraceSink
 from tardygrad.protocol import effects as ef
@@ -27,6 +29,8 @@ from tardygrad.protocol.trace import Record
 
 ANYONE = -1
 """For whichever incarnation is at the address."""
+LINK: ev.Address = ("link", 0)
+"""Where a message goes that has come to the link of who receives it."""
 
 
 class Crash(NamedTuple):
@@ -46,7 +50,7 @@ class Stored(NamedTuple):
     tensors: Tensors | None
 
 
-Anything = ev.Event | Crash | Served | Stored
+Anything = ev.Event | Crash | Served | Stored | Arriving
 
 
 class Watcher(Protocol):
@@ -97,8 +101,8 @@ class Member:
     """A simulated process: its machine and what its engine would keep for it."""
 
     __slots__ = ("alive", "born", "busy_until", "computing", "counters", "deferred", "frozen_until",
-                 "host", "incarnation", "machine", "parts", "pull", "pulled_at", "reads", "slots",
-                 "started", "steps")  # fmt: skip
+                 "held", "host", "incarnation", "machine", "parts", "pull", "reads", "since",
+                 "slots", "started", "steps")  # fmt: skip
 
     def __init__(self, machine: Any, incarnation: int, born: float) -> None:
         self.machine = machine
@@ -114,7 +118,9 @@ class Member:
         self.steps = 0
         self.slots: dict[int, torch.Tensor | None] = {}
         self.pull: ef.Pull | None = None
-        self.pulled_at = 0.0
+        # Up to when its time is accounted for, and since when shards keep its pull waiting.
+        self.since = born
+        self.held: dict[int, float] = {}
         self.reads: tuple[ev.Read, ...] = ()
         self.computing: Computing | None = None
         self.parts: dict[int, tuple[ev.ShardPulled, torch.Tensor | None]] = {}
@@ -128,7 +134,8 @@ class World(ABC):
         sim = config.simulation
         self.now = 0.0
         self.fate = Fate(sim, seed)
-        self.network = _links(sim, config.workers, seed)
+        self.network = _latencies(sim, config.workers, seed)
+        self.links: Links | None = links_of(sim.bandwidth, config.workers, len(job.ranges))
         self.control = Sampler(sim.control, [seed, 2])
         self.apply_time = Sampler(sim.apply, [seed, 3])
         self.compute = [Sampler(sim.compute_of(w), [seed, 4, w]) for w in range(config.workers)]
@@ -200,6 +207,9 @@ class World(ABC):
         elif kind == "store":
             self.to_store()
             return
+        elif kind == "link":
+            self._arrive(event, payload)
+            return
         else:
             self.tick()
             return
@@ -235,6 +245,36 @@ class World(ABC):
             return
         for after in self.fate.deliveries(source, to, delay, self.now):
             self.later(after, to, message, ANYONE, payload)
+
+    def carry(
+        self, source: ev.Address, to: ev.Address, message: ev.Push | ev.ShardPulled, payload: Any,
+        count: int,
+    ) -> None:  # fmt: skip
+        """Put a message of ``count`` bytes on its way: it queues behind others on its links."""
+        links = self.links
+        if links is None:
+            self.send(source, to, message, payload)
+            return
+        if links.travels(source, to, message.seq, self.now):
+            # Sent again for want of an answer, which would only lengthen the queue it stands in.
+            return
+        latency = self.network[source[1] if source[0] == "worker" else to[1]]()
+        began, sent = links.up(source).take(self.now, count)
+        # What gets lost gets lost on its way: it has left all the same.
+        for after in self.fate.deliveries(source, to, latency, self.now):
+            links.leaves(source, to, message.seq)
+            arriving = Arriving(source, to, message, count, sent + after)
+            self.later(began + after - self.now, LINK, arriving, payload=payload)
+
+    def _arrive(self, event: Any, payload: Any) -> None:
+        # Its first byte is there; its last one is when the slower of both links has let it through.
+        arriving: Arriving = event
+        links = self.links
+        assert links is not None
+        _, taken = links.down(arriving.to).take(self.now, arriving.size)
+        at = max(taken, arriving.last)
+        links.arrives(arriving, at)
+        self.later(at - self.now, arriving.to, arriving.message, ANYONE, payload)
 
     # --- signs of life, freezing, death -------------------------------------------------------
 
@@ -281,8 +321,8 @@ class World(ABC):
         self.later(self.control(), ev.SCHEDULER, died)
 
 
-def _links(sim: SimulationConfig, workers: int, seed: int) -> list[Sampler]:
-    """Each worker's link to the servers; where all are alike, one stream of numbers serves all."""
+def _latencies(sim: SimulationConfig, workers: int, seed: int) -> list[Sampler]:
+    """Each worker's way to the servers; where all are alike, one stream of numbers serves all."""
     if isinstance(sim.network, tuple):
         return [Sampler(sim.network_of(w), [seed, 1, w]) for w in range(workers)]
     return [Sampler(sim.network, [seed, 1])] * workers

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tardygrad.config import Duration, Fault, SimulationConfig
+from tardygrad.config import Duration, SimulationConfig
 from tardygrad.protocol.events import Address
 
 _BLOCK = 512
@@ -51,14 +51,10 @@ class Fate:
         self._rng = np.random.Generator(np.random.PCG64([seed, 0xFA7E]))
         self.quiet = not (self._messages or self._blackouts)
 
-    @staticmethod
-    def _on(fault: Fault, now: float) -> bool:
-        return now >= fault.at_s and (fault.for_s is None or now < fault.at_s + fault.for_s)
-
     def cut_off(self, address: Address, now: float) -> bool:
         """Whether no message reaches or leaves the member."""
         name = _name(address)
-        return any(f.target == name and self._on(f, now) for f in self._blackouts)
+        return any(f.target == name and f.on(now) for f in self._blackouts)
 
     def deliveries(self, sender: Address, to: Address, delay: float, now: float) -> list[float]:
         """The delays after which the message arrives: none if it is lost, two if it is doubled."""
@@ -67,7 +63,7 @@ class Fate:
         times = [delay]
         for fault in self._messages:
             meets = fault.target is None or fault.target in (_name(sender), _name(to))
-            if not meets or not self._on(fault, now) or self._rng.random() >= fault.rate:
+            if not meets or not fault.on(now) or self._rng.random() >= fault.rate:
                 continue
             if fault.kind == "loss":
                 return []
@@ -83,7 +79,7 @@ class Fate:
         ends = [
             fault.at_s + (_FOREVER_S if fault.for_s is None else fault.for_s)
             for fault in self.hangs
-            if fault.target == name and born <= fault.at_s and self._on(fault, now)
+            if fault.target == name and born <= fault.at_s and fault.on(now)
         ]
         return max(ends, default=0.0)
 
@@ -91,6 +87,6 @@ class Fate:
         """The factor on the worker's computing time."""
         factor = 1.0
         for fault in self._slow:
-            if fault.target == f"worker-{worker}" and self._on(fault, now):
+            if fault.target == f"worker-{worker}" and fault.on(now):
                 factor *= fault.factor
         return factor

@@ -121,7 +121,8 @@ def random_schedule(seed: int) -> Schedule:
         disk=Duration(mean_s=0.0),
     )
     schedule = _with_more(schedule, random.Random(f"more of {seed}"))
-    return _with_balance(schedule, random.Random(f"balance of {seed}"))
+    schedule = _with_balance(schedule, random.Random(f"balance of {seed}"))
+    return _with_links(schedule, random.Random(f"links of {seed}"))
 
 
 def _with_more(schedule: Schedule, rng: random.Random) -> Schedule:
@@ -185,6 +186,27 @@ def _with_balance(schedule: Schedule, rng: random.Random) -> Schedule:
         changes["admission"] = {"weights": "tokens"}
     settings = merge(schedule.settings, {"method": changes})
     return dataclasses.replace(schedule, settings=settings)
+
+
+def _with_links(schedule: Schedule, rng: random.Random) -> Schedule:
+    if rng.random() < 0.6:
+        return schedule
+    # An update of a few hundred bytes then takes half a millisecond to a tenth of a second.
+    rates = (None, 5e3, 5e4, 5e5)
+    keys = ("worker_up", "worker_down", "server_up", "server_down")
+    bandwidth: dict[str, Any] = {f"{key}_bytes_per_s": rng.choice(rates) for key in keys}
+    if rng.random() < 0.5:
+        count = schedule.settings["workers"]
+        bandwidth["worker_up_bytes_per_s"] = [rng.choice(rates) for _ in range(count)]
+    simulation: dict[str, Any] = {"bandwidth": bandwidth}
+    if rng.random() < 0.3:
+        every_s = rng.choice((0.05, 0.3))
+        phases = {"kind": "slow", "target": "worker-0", "factor": rng.uniform(1, 8)}
+        phases |= {"every_s": every_s, "for_s": every_s * rng.uniform(0.1, 0.9)}
+        simulation["faults"] = [*schedule.settings["simulation"]["faults"], phases]
+    return dataclasses.replace(
+        schedule, settings=merge(schedule.settings, {"simulation": simulation})
+    )
 
 
 def _network() -> nn.Module:

@@ -111,10 +111,11 @@ def allowance_s(job: Job) -> float:
     """Virtual seconds that suffice for a whole run by its slowest worker, alone."""
     config, sim, failure = job.config, job.config.simulation, job.config.failure
     slowest = max(sim.compute_of(w).mean_s for w in range(config.workers))
-    slowest *= _product([f for f in sim.faults if f.kind == "slow" and f.for_s is None])
+    slowest *= _product([f for f in sim.faults if f.kind == "slow" and _lasts(f)])
     batches = config.epochs * job.plan.batches_per_epoch
     way = max(sim.network_of(w).mean_s for w in range(config.workers))
     exchange = 6 * way + len(job.ranges) * sim.apply.mean_s
+    exchange += _transfer_s(job)
     if any(f.kind in ("loss", "delay") for f in sim.faults):
         # A pull and a push, each answered by all shards, each way lost or late now and then.
         exchange += 12 * job.resend_s
@@ -125,6 +126,26 @@ def allowance_s(job: Job) -> float:
     work = batches * times * (slowest * 2 + exchange)
     recovery = failure.lease_s + failure.backoff_max_s + failure.stop_s + 20 * job.resend_s
     return work + 4 * recovery
+
+
+def _lasts(fault: Fault) -> bool:
+    return fault.for_s is None or fault.every_s is not None
+
+
+def _transfer_s(job: Job) -> float:
+    """Virtual seconds of an exchange of every worker over the narrowest link there is."""
+    bandwidth, workers = job.config.simulation.bandwidth, job.config.workers
+    shards = len(job.ranges)
+    counts = {"worker": workers, "server": shards}
+    limits = [
+        limit
+        for kind, count in counts.items()
+        for way in ("up", "down")
+        for limit in bandwidth.of(kind, way, count)
+        if limit is not None
+    ]
+    size = sum(job.push_bytes(s) + job.pull_bytes(s) for s in range(shards))
+    return workers * size / min(limits) if limits else 0.0
 
 
 def _product(faults: list[Fault]) -> float:
