@@ -1,20 +1,34 @@
-"""Simulated times from a real run's metrics: what its workers took for a step and an exchange.
+"""Simulated times from a real run's metrics: what its workers and servers took for their parts.
 
-Means over the whole run, one for each worker. How single steps scattered is not on record, so the
-fitted steps are all alike; what a server takes for an update is not either, and stays as it is
-configured.
+Theory of operation. A worker's counters only grow, so the difference of two reports tells of what
+lies between them; the first one is left out, with its first step, which is longer than all others.
+Of ``B`` batches in ``N`` exchanges, which took ``s_i`` seconds for ``b_i`` batches, are known
+``S = sum s_i`` and ``Q = sum s_i^2 / b_i``. If batches take ``m`` seconds, scattered by ``d`` and
+independent, then ``E[S] = B m`` and ``E[Q - S^2 / B] = (N - 1) d^2``, from which both follow.
+
+The simulator's ways are all of one length, so what an exchange costs beside the steps is divided
+by the ways that lie in it: two, there and back again for the parameters, where pushes are answered
+while the next step is computed; four where the worker waits for the answer, and then the server's
+time for the update is in it too.
+
+What a run does not tell is left as it is configured: control messages, bandwidth (what a local run
+copies is in the exchange), slow phases (they are part of the spread) and faults.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any
 
 from tardygrad.errors import RunDirectoryError
-from tardygrad.metrics.history import History
+from tardygrad.metrics.history import FITTED, SPENT, History, WorkerHistory
 from tardygrad.storage.run_directory import RunDirectory
 
 __all__ = ["simulation_like"]
+
+_STEADY = 0.01
+"""A spread of less than this part of the mean is none."""
 
 
 def simulation_like(run: str | os.PathLike[str]) -> dict[str, Any]:
@@ -24,7 +38,8 @@ def simulation_like(run: str | os.PathLike[str]) -> dict[str, Any]:
         run: the run's directory.
 
     Returns:
-        ``workers``, and ``compute`` and ``network`` of the section ``simulation``, in seconds.
+        ``workers`` and ``servers``, and of the section ``simulation``, in seconds: ``compute`` and
+        ``network`` for each worker, and ``apply`` if the run has ended.
 
     Raises:
         RunDirectoryError: there is no such run, or a worker of it has not trained.
@@ -32,22 +47,62 @@ def simulation_like(run: str | os.PathLike[str]) -> dict[str, Any]:
     directory = RunDirectory.open(run)
     history = History.read(directory.metrics_jsonl)
     batch_size = int(history.start.get("batch_size", 0))
-    period = int(history.start.get("method", {}).get("exchange_period", 1))
+    servers = history.end.get("servers") or ()
+    pushes = sum(server["pushes"] for server in servers)
+    apply_s = sum(server["applying_s"] for server in servers) / pushes if pushes else None
     compute, network = [], []
     for number, worker in sorted(history.workers.items()):
-        batches = worker.total("samples") / max(batch_size, 1)
-        if batches < 1:
+        told = _steady(worker)
+        batches = told["samples"] / max(batch_size, 1)
+        if batches < 1 or told["exchanges"] < 1:
             raise RunDirectoryError(
-                f"{directory}: worker {number} trained nothing, so nothing tells its speed; take a "
-                "run in which every worker did"
+                f"{directory}: worker {number} trained nothing (or an earlier version of tardygrad "
+                "did not count its exchanges), so nothing tells its speed; take a run in which "
+                "every worker did"
             )
-        compute.append(_rounded(worker.total("computing_s") / batches))
-        # There and back again, once an exchange.
-        exchanges = batches / min(period, int(history.start.get("fragment_batches", period)))
-        network.append(_rounded(worker.total("communicating_s") / exchanges / 2))
+        compute.append(_compute(told, batches))
+        network.append(_rounded(_way_s(told, apply_s or 0.0)))
     if not compute:
         raise RunDirectoryError(f"{directory} has no progress on record yet; wait, and try again")
-    return {"workers": len(compute), "simulation": {"compute": compute, "network": network}}
+    simulation: dict[str, Any] = {"compute": compute, "network": network}
+    if apply_s is not None:
+        simulation["apply"] = _rounded(apply_s)
+    servers_there = {"servers": int(history.start["servers"])} if "servers" in history.start else {}
+    return {"workers": len(compute), **servers_there, "simulation": simulation}
+
+
+def _steady(worker: WorkerHistory) -> dict[str, float]:
+    """Counts between the first report that tells of an exchange and the last, if any lie there."""
+    columns = {name: worker.column(name) for name in ("samples", *SPENT, *FITTED)}
+    exchanges = columns["exchanges"]
+    first = int((exchanges > 0).argmax())
+    if exchanges[-1] == exchanges[first]:
+        return {name: float(column[-1]) for name, column in columns.items()}
+    return {name: float(column[-1] - column[first]) for name, column in columns.items()}
+
+
+def _compute(told: dict[str, float], batches: float) -> float | dict[str, Any]:
+    seconds, exchanges = told["computing_s"], told["exchanges"]
+    mean_s = seconds / batches
+    squares = told["computing_squares_s2"] - seconds * seconds / batches
+    spread = math.sqrt(max(squares, 0.0) / max(exchanges - 1, 1))
+    if spread < _STEADY * mean_s:
+        return _rounded(mean_s)
+    # Steps are seldom much shorter than most, and sometimes much longer.
+    return {
+        "distribution": "lognormal", "mean_s": _rounded(mean_s), "spread": _rounded(spread),
+    }  # fmt: skip
+
+
+def _way_s(told: dict[str, float], apply_s: float) -> float:
+    """Seconds of one way, of the two or four that are in an exchange."""
+    # What is counted as nothing else is the work between steps: machines, messages.
+    between = told["elapsed_s"] - sum(told[name] for name in SPENT)
+    exchange_s = (told["communicating_s"] + max(between, 0.0)) / told["exchanges"]
+    if told["answers"] < 0.9 * told["exchanges"]:
+        return exchange_s / 2
+    answer_s = told["answering_s"] / told["answers"]
+    return (exchange_s + max(answer_s - apply_s, 0.0)) / 4
 
 
 def _rounded(seconds: float) -> float:

@@ -413,6 +413,7 @@ class _Stage:
             "staleness": statistics.staleness(),
             "staleness_histogram": statistics.staleness_histogram(),
             "workers": statistics.workers(max(seconds, 1e-9)),
+            "servers": statistics.servers(),
             "bytes_pushed": int(statistics.totals("pushed_bytes")),
             "bytes_pulled": int(statistics.totals("pulled_bytes")),
             "ledger": {"exact": found.exact, **totals},

@@ -39,7 +39,12 @@ def test_phases_are_as_long_as_they_say(
     at_s: float, every_s: float, share: float, phase: int
 ) -> None:
     fault = Fault(
-        kind="slow", target="worker-0", factor=2.0, at_s=at_s, for_s=share * every_s, every_s=every_s
+        kind="slow",
+        target="worker-0",
+        factor=2.0,
+        at_s=at_s,
+        for_s=share * every_s,
+        every_s=every_s,
     )
     begins = at_s + phase * every_s
     assert fault.on(begins + 0.5 * share * every_s)

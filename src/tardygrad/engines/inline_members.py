@@ -199,7 +199,10 @@ class Members(World):
 
     def to_server(self, address: ev.Address, member: Member, event: Any, payload: Any) -> None:
         if type(event) is ev.Push:
-            ready = max(self.now, member.busy_until) + self.apply_time()
+            seconds = self.apply_time()
+            member.counters.pushes += 1
+            member.counters.applying_s += seconds
+            ready = max(self.now, member.busy_until) + seconds
             if ready > self.now:
                 member.busy_until = ready
                 delay = ready - self.now

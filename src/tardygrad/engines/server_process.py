@@ -182,7 +182,10 @@ class _ServerProcess:
             self.current, self.stamp = at, stamp
             served = True
             if push is not None:
+                began = time.monotonic()
                 self._handle(push)
+                self.counters.pushes += 1
+                self.counters.applying_s += time.monotonic() - began
             else:
                 answer = Answer(stamp, ev.REFUSED, 0, "its worker died while publishing it")
                 self.arena.answer(worker, at[1], self.shard, answer)

@@ -16,7 +16,13 @@ Histogram = dict[int, int]
 
 
 class WorkerCounters:
-    """One worker process's counts. Times in seconds, traffic in bytes."""
+    """One worker process's counts. Times in seconds, traffic in bytes.
+
+    ``computing_squares_s2`` sums seconds² / batches of the computed ranges, from which the spread
+    of single batches follows. ``answering_s`` are the seconds from a push to the last answer, of
+    the ``answers`` that the worker waited for and did not compute meanwhile. ``elapsed_s`` counts
+    from the worker's beginning to its newest batch.
+    """
 
     def __init__(self) -> None:
         self.batches = 0
@@ -24,6 +30,11 @@ class WorkerCounters:
         self.computing_s = 0.0
         self.waiting_s = 0.0
         self.communicating_s = 0.0
+        self.exchanges = 0
+        self.computing_squares_s2 = 0.0
+        self.answers = 0
+        self.answering_s = 0.0
+        self.elapsed_s = 0.0
         self.pulled_bytes = 0
         self.pushed_bytes = 0
         self.losses: dict[int, list[float]] = {}
@@ -33,6 +44,8 @@ class WorkerCounters:
         self.batches += batches
         self.samples += samples
         self.computing_s += seconds
+        self.exchanges += 1
+        self.computing_squares_s2 += seconds * seconds / batches
         entry = self.losses.setdefault(epoch, [0.0, 0.0])
         entry[0] += loss * batches
         entry[1] += batches
@@ -52,6 +65,8 @@ class ServerCounters:
         self.consumed: int | None = None
         self.updates = 0
         self.dropped = 0
+        self.pushes = 0
+        self.applying_s = 0.0
         self.first_update_s: float | None = None
         self.staleness: dict[int, Histogram] = {}
 
@@ -82,10 +97,11 @@ class _Worker:
         return float(self.past.get(key, 0.0) + self.now.get(key, 0.0))
 
 
-_SUMS = (
-    "batches", "samples", "computing_s", "waiting_s", "communicating_s", "pulled_bytes",
-    "pushed_bytes",
+_TOLD = (
+    "computing_s", "waiting_s", "communicating_s", "exchanges", "computing_squares_s2", "answers",
+    "answering_s", "elapsed_s",
 )  # fmt: skip
+_SUMS = ("batches", "samples", *_TOLD, "pulled_bytes", "pushed_bytes")
 
 
 class RunStatistics:
@@ -236,13 +252,22 @@ class RunStatistics:
                     "samples": int(entry.total("samples")),
                     "samples_per_s": speeds[number],
                     "staleness": dict(summarise(histograms[number]).as_dict()),
-                    "computing_s": entry.total("computing_s"),
-                    "waiting_s": entry.total("waiting_s"),
-                    "communicating_s": entry.total("communicating_s"),
+                    **{name: entry.total(name) for name in _TOLD},
                     "restarts": entry.restarts,
                 }
             )
         return rows
+
+    def servers(self) -> list[dict[str, Any]]:
+        """One entry for each shard: the pushes that it handled and the seconds that they took."""
+        return [
+            {
+                "server": shard,
+                "pushes": sum(report["pushes"] for report in server.values()),
+                "applying_s": sum(report["applying_s"] for report in server.values()),
+            }
+            for shard, server in enumerate(self._servers)
+        ]
 
     def staleness_histogram(self) -> dict[str, dict[str, int]]:
         """All histograms, with texts as keys, for JSON."""

@@ -51,13 +51,15 @@ def main(worker: int, incarnation: int) -> int:
 
 
 class _Slot:
-    __slots__ = ("seq", "stamp", "update", "waiting")
+    __slots__ = ("published_at", "seq", "stamp", "update", "waiting")
 
     def __init__(self, update: torch.Tensor, stamp: int) -> None:
         self.update = update
         self.stamp = stamp
         self.seq = 0
         self.waiting: list[int] = []
+        # Only while nothing was computed since.
+        self.published_at = 0.0
 
 
 class _WorkerProcess:
@@ -101,6 +103,7 @@ class _WorkerProcess:
         self.stop_at = job.method.staleness.stop_at
         self.events: deque[ev.Event] = deque()
         self.gone = False
+        self.began = time.monotonic()
         self.listened = 0.0
         self.ticked = 0.0
         self.bytes = 4 * job.layout.size
@@ -164,6 +167,9 @@ class _WorkerProcess:
         for shard in slot.waiting:
             if self.arena.answered(self.worker, index, shard) == slot.stamp:
                 slot.waiting = [s for s in slot.waiting if s != shard]
+                if slot.published_at and not slot.waiting:
+                    self.counters.answers += 1
+                    self.counters.answering_s += time.monotonic() - slot.published_at
                 answer = self.arena.read_answer(self.worker, index, shard)
                 self.events.append(
                     ev.Acked(
@@ -250,13 +256,16 @@ class _WorkerProcess:
         self.used[effect.seq] = index
         slot = self.slots[index]
         slot.seq, slot.waiting = effect.seq, []
+        for other in self.slots:
+            other.published_at = 0.0
         began = time.monotonic()
         stops = None if self.stop_at is None else lambda: bool(self._too_stale())
         outcome = self.host.compute(effect, slot.update, stops)
-        seconds = time.monotonic() - began
+        now = time.monotonic()
+        self.counters.elapsed_s = now - self.began
         lease, done = effect.lease, effect.first + outcome.batches
         samples = self.job.plan.samples_in(lease.fragment, effect.first, done)
-        self.counters.computed(lease.epoch, samples, outcome.batches, outcome.loss, seconds)
+        self.counters.computed(lease.epoch, samples, outcome.batches, outcome.loss, now - began)
         # A shard that was too far ahead may be restored by now: what is unfinished stays so.
         reason = self._too_stale() or ("" if done == effect.stop else "a shard was too far ahead")
         ended = ev.Overtaken(effect.seq, reason) if reason else ev.Computed(effect.seq, samples)
@@ -279,6 +288,7 @@ class _WorkerProcess:
         slot.stamp = self.next_stamp
         self.next_stamp += 1
         slot.waiting = sorted({*slot.waiting, *effect.shards}) if slot.waiting else [*effect.shards]
+        slot.published_at = began
         self.arena.publish(index, slot.stamp, effect.push)
         for shard in effect.shards:
             if self.arena.sleeps(shard):

@@ -12,24 +12,26 @@ from __future__ import annotations
 import base64
 import html
 import io
+import itertools
 import math
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from tardygrad.metrics import summary
+from tardygrad.metrics import plots, summary, wording
 from tardygrad.metrics.history import SPENT, History, as_float
 from tardygrad.metrics.sink import replace_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 FILE_NAME = "comparison.html"
 
 COLUMNS = (
     "method", "seconds to target", "reached", "final", "samples/s", "staleness mean",
-    "staleness p99", "computing", "waiting", "communicating", "dropped",
+    "staleness p99", "computing", "waiting", "communicating", "pushed", "pulled", "dropped",
 )  # fmt: skip
 
 _COLOURS = (
@@ -78,6 +80,12 @@ class Trial(NamedTuple):
         told = self.history.evaluations
         return as_float(told[-1].get(metric)) if told else math.nan
 
+    def moved(self, name: str) -> tuple[float, float]:
+        """Bytes ``pushed`` or ``pulled``: in the whole run, and for each sample."""
+        traffic = self.history.traffic
+        total = traffic[f"bytes_{name}"]
+        return total, total / (traffic["samples"] or math.nan)
+
     def shares(self) -> list[float]:
         """Parts of the workers' time spent computing, waiting and communicating."""
         workers = self.history.workers.values()
@@ -99,6 +107,13 @@ def _spread(values: Sequence[float], digits: int) -> str:
     middle = f"{statistics.median(known):,.{digits}f}"
     least, most = f"{min(known):,.{digits}f}", f"{max(known):,.{digits}f}"
     return middle if least == most else f"{middle} ({least} to {most})"
+
+
+def _moved(told: Sequence[tuple[float, float]]) -> str:
+    total, each = (statistics.median(values) for values in zip(*told, strict=True))
+    if math.isnan(each):
+        return "?"
+    return f"{wording.size(total)} ({wording.size(each)} a sample)"
 
 
 def _seconds(trials: Sequence[Trial], target: Target | None) -> tuple[str, str]:
@@ -144,6 +159,7 @@ def _cells(
         _spread([s.mean for s in staleness], 2),
         _spread([float(s.p99) for s in staleness], 0),
         *(f"{100 * statistics.median(share):.0f} %" for share in shares),
+        *(_moved([trial.moved(name) for trial in trials]) for name in ("pushed", "pulled")),
         _spread(dropped, 0),
     )
 
@@ -160,7 +176,8 @@ def write_page(
         ImportError: matplotlib is missing.
         StorageError: the file cannot be written.
     """
-    picture = base64.b64encode(_picture(trials, target, metric)).decode()
+    curves = base64.b64encode(_curves(trials, target, metric)).decode()
+    strips = base64.b64encode(_strips(trials)).decode()
     head = "".join(f"<th>{html.escape(name)}</th>" for name in COLUMNS)
     body = "\n".join(
         "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row.cells) + "</tr>"
@@ -182,19 +199,17 @@ least half of the runs did not reach the target while they lasted.</p>
 {body}
 </table>
 <img alt="Loss against samples and time, {metric} against time, staleness"
- src="data:image/png;base64,{picture}">
+ src="data:image/png;base64,{curves}">
+<img alt="What each worker did with its time, a panel for each method"
+ src="data:image/png;base64,{strips}">
 </html>
 """
     replace_file(path, text.encode())
     return path
 
 
-def _picture(trials: Sequence[Trial], target: Target | None, metric: str) -> bytes:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(16, 10), dpi=90, layout="constrained")
-    FigureCanvasAgg(figure)
+def _curves(trials: Sequence[Trial], target: Target | None, metric: str) -> bytes:
+    figure = _figure(10)
     places = figure.subplots(2, 2)
     names = list(dict.fromkeys(trial.method for trial in trials))
     colours = {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(names)}
@@ -204,12 +219,45 @@ def _picture(trials: Sequence[Trial], target: Target | None, metric: str) -> byt
         (f"Test {metric} against time", "seconds", metric),
     )
     for axes, (title, x, y) in zip(places.flat, panels, strict=False):
+        plots.frame(axes, title, x if x == "samples" else "seconds since the first update", y)
         _lines(axes, trials, colours, x, y)
-        axes.set(title=title, xlabel=x, ylabel=y)
+    places.flat[0].xaxis.set_major_formatter(plots.thousands)
     if target is not None and target.metric == metric:
         places.flat[2].axhline(target.value, color="#767676", linestyle=":")
     _staleness(places.flat[3], trials, colours)
-    places.flat[0].legend()
+    figure.legend(
+        *places.flat[0].get_legend_handles_labels(), loc="outside upper center", frameon=False,
+        ncols=min(len(names), 7), fontsize=12,
+    )  # fmt: skip
+    return _png(figure)
+
+
+def _strips(trials: Sequence[Trial]) -> bytes:
+    """What the workers of each method's first run did with their time."""
+    first = {trial.method: trial for trial in reversed(trials)}
+    names = list(dict.fromkeys(trial.method for trial in trials))
+    lines = -(-len(names) // 2)
+    figure = _figure(0.5 + 3.6 * lines)
+    places = figure.subplots(lines, 2, squeeze=False)
+    for axes, name in itertools.zip_longest(places.flat, names):
+        if name is None:
+            axes.set_axis_off()
+        else:
+            trial = first[name]
+            plots.utilisation(axes, trial.history, f"{name}, seed {trial.seed}")
+    return _png(figure)
+
+
+def _figure(height: float) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(16, height), dpi=90, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", facecolor="white")
     return buffer.getvalue()
@@ -228,14 +276,32 @@ def _lines(axes: Axes, trials: Sequence[Trial], colours: dict[str, str], x: str,
         named.add(trial.method)
         values = [as_float(e.get(y)) for e in told]
         axes.plot(across, values, marker=".", color=colours[trial.method], label=label)
+    axes.set_xlim(left=0)
 
 
 def _staleness(axes: Axes, trials: Sequence[Trial], colours: dict[str, str]) -> None:
+    """One outline for each method; the few updates beyond the 99.9th percentile are left out."""
+    plots.frame(axes, "Staleness of the updates", "versions", "per cent of updates")
+    limit = 0
     for name, colour in colours.items():
-        histograms = [t.history.staleness_histogram() for t in trials if t.method == name]
-        merged = summary.merge(histograms)
+        merged = summary.merge(t.history.staleness_histogram() for t in trials if t.method == name)
         total = sum(merged.values())
-        if total:
-            values = sorted(merged)
-            axes.plot(values, [merged[v] / total for v in values], marker=".", color=colour)
-    axes.set(title="Staleness", xlabel="versions", ylabel="share of updates")
+        if not total:
+            continue
+        limit = max(limit, _reach(merged))
+        edges = [value - 0.5 for value in range(max(merged) + 2)]
+        heights = [100 * merged.get(value, 0) / total for value in range(max(merged) + 1)]
+        axes.stairs(heights, edges, color=colour, linewidth=1.6, fill=False)
+        axes.stairs(heights, edges, color=colour, alpha=0.12, fill=True)
+    axes.set_xlim(-0.7, limit + 0.7)
+    axes.set_ylim(bottom=0)
+
+
+def _reach(histogram: summary.Histogram) -> int:
+    """The staleness that 99.9 per cent of the updates do not exceed."""
+    left = 0.999 * sum(histogram.values())
+    for value in sorted(histogram):
+        left -= histogram[value]
+        if left <= 0:
+            return value
+    return 0

@@ -33,6 +33,9 @@ PROGRESS = ("time_s", "epoch", "samples", "samples_per_s", "loss", "learning_rat
 STALENESS = ("mean", "p50", "p99", "max")
 SPENT = ("computing_s", "waiting_s", "communicating_s")
 COUNTERS = ("samples", *SPENT, "restarts")
+TRAFFIC = ("samples", "bytes_pushed", "bytes_pulled")
+FITTED = ("exchanges", "computing_squares_s2", "answers", "answering_s", "elapsed_s")
+"""Counters of a worker from which a simulation takes its times (``fitting``)."""
 
 
 def as_float(value: Any) -> float:
@@ -68,16 +71,16 @@ class WorkerHistory:
 
     def __init__(self) -> None:
         """Start with nothing told."""
-        self._series = Series(("time_s", *COUNTERS))
-        self._last = dict.fromkeys(COUNTERS, 0.0)
-        self._base = dict.fromkeys(COUNTERS, 0.0)
+        self._series = Series(("time_s", *COUNTERS, *FITTED))
+        self._last = dict.fromkeys((*COUNTERS, *FITTED), 0.0)
+        self._base = dict.fromkeys((*COUNTERS, *FITTED), 0.0)
         self.row: Mapping[str, Any] = {}
 
     def add(self, time_s: Any, row: Mapping[str, Any]) -> None:
         """Take note of the worker's row in a progress event."""
         self.row = dict(row)
         totals: dict[str, Any] = {"time_s": time_s}
-        for name in COUNTERS:
+        for name in (*COUNTERS, *FITTED):
             value = as_float(row.get(name))
             if math.isnan(value):
                 value = self._last[name]
@@ -132,6 +135,7 @@ class History:
         self._evaluations: dict[float, dict[str, Any]] = {}
         self._within_epoch: list[dict[str, Any]] = []
         self._histograms: dict[int, dict[int, int]] = {}
+        self.traffic = dict.fromkeys(TRAFFIC, 0.0)
         self._events = 0
 
     @classmethod
@@ -173,6 +177,7 @@ class History:
             case "run_end":
                 self.end = dict(event)
                 self._add_histograms(event)
+                self._add_traffic(event)
 
     def _add_progress(self, event: Mapping[str, Any]) -> None:
         self.progress.add(event)
@@ -200,6 +205,13 @@ class History:
         for worker, histogram in told.items():
             before = self._histograms.get(int(worker), {})
             self._histograms[int(worker)] = summary.merge([before, summary.from_json(histogram)])
+
+    def _add_traffic(self, event: Mapping[str, Any]) -> None:
+        """Bytes, and the samples that they were for: those of the stretches that have an end."""
+        before = as_float(self.start.get("samples", 0.0))
+        told = {**event, "samples": as_float(event.get("samples")) - before}
+        for name in TRAFFIC:
+            self.traffic[name] += as_float(told.get(name))
 
     @property
     def epochs(self) -> list[dict[str, Any]]:

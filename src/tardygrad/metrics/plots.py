@@ -72,7 +72,7 @@ def figure(history: History) -> Figure:
         _loss_by_time,
         _quality,
         _staleness,
-        _utilisation,
+        utilisation,
         _speed,
     )
     for place, draw in enumerate(panels):
@@ -111,7 +111,7 @@ def _literal(text: object) -> str:
 
 
 def _loss_by_samples(axes: Axes, history: History) -> None:
-    _frame(axes, "Loss against samples", "samples", "loss")
+    frame(axes, "Loss against samples", "samples", "loss")
     counts = history.against_samples()
     line = (history.progress["samples"][counts], history.progress["loss"][counts])
     tests = [(as_float(e.get("samples")), as_float(e.get("loss"))) for e in history.evaluations]
@@ -119,12 +119,12 @@ def _loss_by_samples(axes: Axes, history: History) -> None:
     per_epoch = as_float(history.start.get("samples_per_epoch"))
     if per_epoch > 0:
         axes.set_xlabel(f"samples (one epoch = {per_epoch:,.0f})")
-    axes.xaxis.set_major_formatter(_thousands)
+    axes.xaxis.set_major_formatter(thousands)
 
 
 def _loss_by_time(axes: Axes, history: History) -> None:
     scale, unit = _time_unit(history)
-    _frame(axes, "Loss against time", _time_label(history, unit), "loss")
+    frame(axes, "Loss against time", _time_label(history, unit), "loss")
     line = (history.progress["time_s"] / scale, history.progress["loss"])
     tests = [
         (as_float(e.get("at_s", e.get("time_s"))) / scale, as_float(e.get("loss")))
@@ -154,7 +154,7 @@ def _loss(axes: Axes, line: tuple[Floats, Floats], tests: Sequence[tuple[float, 
 def _quality(axes: Axes, history: History) -> None:
     names = history.metric_names()
     name = "accuracy" if "accuracy" in names else (names[0] if names else "")
-    _frame(axes, f"Test {_literal(name.replace('_', ' ') or 'accuracy')}", "epoch", "")
+    frame(axes, f"Test {_literal(name.replace('_', ' ') or 'accuracy')}", "epoch", "")
     told = [(as_float(e.get("epoch")), as_float(e.get(name))) for e in history.evaluations]
     points = np.array(told, dtype=np.float64).reshape(-1, 2)
     points = points[np.isfinite(points).all(axis=1)]
@@ -182,7 +182,7 @@ def _staleness(axes: Axes, history: History) -> None:
     told, stretches = history.stretches_in_histograms, history.stretches
     if 0 < told < stretches:  # the others go on or were cut off
         title += f" ({told} of {stretches} stretches)"
-    _frame(axes, title, "staleness (versions)", "per cent of updates")
+    frame(axes, title, "staleness (versions)", "per cent of updates")
     histogram = history.staleness_histogram()
     figures = summary.summarise(histogram)
     if not figures.count:
@@ -222,9 +222,10 @@ def _staleness_so_far(history: History) -> str:
     )
 
 
-def _utilisation(axes: Axes, history: History) -> None:
+def utilisation(axes: Axes, history: History, title: str = "What each worker did") -> None:
+    """A strip for each worker: which part of its time it computed, waited and communicated."""
     scale, unit = _time_unit(history)
-    _frame(axes, "What each worker did", _time_label(history, unit), "worker (blank: not running)")
+    frame(axes, title, _time_label(history, unit), "worker (blank: not running)")
     axes.grid(False)
     workers = sorted(history.workers.items())
     if not workers or history.last_time_s <= 0:
@@ -284,7 +285,7 @@ def _mark_deaths(axes: Axes, history: History, scale: float) -> None:
 
 def _speed(axes: Axes, history: History) -> None:
     scale, unit = _time_unit(history)
-    _frame(axes, "Speed", _time_label(history, unit), "samples per second")
+    frame(axes, "Speed", _time_label(history, unit), "samples per second")
     x, y = history.progress["time_s"] / scale, history.progress["samples_per_s"]
     if not np.isfinite(y).any():
         _nothing(axes, "no progress was recorded")
@@ -309,7 +310,7 @@ def _speed(axes: Axes, history: History) -> None:
             )
     axes.set_ylim(0, 1.3 * float(thin_y.max()) or 1.0)
     axes.set_xlim(0, history.last_time_s / scale or 1.0)
-    axes.yaxis.set_major_formatter(_thousands)
+    axes.yaxis.set_major_formatter(thousands)
     _legend(axes, "upper center", columns=2)
 
 
@@ -332,7 +333,8 @@ def _returns(history: History) -> list[float]:
 # --- helpers ----------------------------------------------------------------------------------
 
 
-def _frame(axes: Axes, title: str, x: str, y: str) -> None:
+def frame(axes: Axes, title: str, x: str, y: str) -> None:
+    """Title, labels and style of a panel."""
     axes.set_title(title, fontsize=13.5, fontweight="bold", color=_INK, loc="left", pad=10)
     axes.set_xlabel(x, fontsize=12, color=_INK)
     axes.set_ylabel(y, fontsize=12, color=_INK)
@@ -423,7 +425,7 @@ def _time_label(history: History, unit: str) -> str:
     return f"{'simulated time' if simulated else 'time since the start'} ({unit})"
 
 
-def _thousands(value: float, _: object = None) -> str:
+def thousands(value: float, _: object = None) -> str:
     """60000 as ``60k``, 1500000 as ``1.5M``."""
     for unit, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= unit:
