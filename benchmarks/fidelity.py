@@ -106,8 +106,9 @@ def real(document: dict[str, Any], wait_s: float, place: Path) -> Told:
 
 def row(name: str, pairs: Sequence[tuple[Told, Told]]) -> str:
     """One line of the table: medians over the rounds."""
-    speed, speed_there = (statistics.median(t.samples_per_s for t in side) for side in zip(*pairs))
-    stale, stale_there = (statistics.median(t.staleness for t in side) for side in zip(*pairs))
+    sides = list(zip(*pairs, strict=True))
+    speed, speed_there = (statistics.median(t.samples_per_s for t in side) for side in sides)
+    stale, stale_there = (statistics.median(t.staleness for t in side) for side in sides)
     deviations = sorted(100 * (s.samples_per_s / r.samples_per_s - 1) for r, s in pairs)
     spread = f" ({deviations[0]:+.0f} to {deviations[-1]:+.0f})" if len(pairs) > 1 else ""
     return (

@@ -2,9 +2,8 @@
 
 Theory of operation. A worker's counters only grow, so the difference of two reports tells of what
 lies between them; the first one is left out, with its first step, which is longer than all others.
-Of ``B`` batches in ``N`` exchanges, which took ``s_i`` seconds for ``b_i`` batches, are known
-``S = sum s_i`` and ``Q = sum s_i^2 / b_i``. If batches take ``m`` seconds, scattered by ``d`` and
-independent, then ``E[S] = B m`` and ``E[Q - S^2 / B] = (N - 1) d^2``, from which both follow.
+How much single steps scatter is taken from the differences of successive ones, so that a machine
+which is slow for a while does not pass for steps that scatter.
 
 The simulator's ways are all of one length, so what an exchange costs beside the steps is divided
 by the ways that lie in it: two, there and back again for the parameters, where pushes are answered
@@ -82,10 +81,8 @@ def _steady(worker: WorkerHistory) -> dict[str, float]:
 
 
 def _compute(told: dict[str, float], batches: float) -> float | dict[str, Any]:
-    seconds, exchanges = told["computing_s"], told["exchanges"]
-    mean_s = seconds / batches
-    squares = told["computing_squares_s2"] - seconds * seconds / batches
-    spread = math.sqrt(max(squares, 0.0) / max(exchanges - 1, 1))
+    mean_s = told["computing_s"] / batches
+    spread = math.sqrt(told["scatter_s2"] / told["exchanges"])
     if spread < _STEADY * mean_s:
         return _rounded(mean_s)
     # Steps are seldom much shorter than most, and sometimes much longer.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tardygrad.config import Fault
@@ -34,6 +34,7 @@ def test_every_phase_costs_its_factor() -> None:
     assert computed_s({**slow, "every_s": 5.0}, 10) == 16.0
 
 
+@settings(deadline=None)
 @given(st.floats(0, 100), st.floats(0.01, 10), st.floats(0.01, 0.99), st.integers(0, 50))
 def test_phases_are_as_long_as_they_say(
     at_s: float, every_s: float, share: float, phase: int

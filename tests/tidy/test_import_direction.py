@@ -19,6 +19,7 @@ SOURCE = Path(__file__).resolve().parents[2] / "src"
 LAYERS = (
     ("errors",),
     ("documents", "sections"),
+    ("simulation_settings",),
     ("config",),
     ("layout", "admission", "balancing", "consistency", "staleness", "data"),
     ("methods",),

@@ -29,7 +29,8 @@ def told(accuracies: list[float], *, first: float = 1.0, speed: float = 100.0) -
     histogram = {"0": {"0": 1, "2": 1}}
     history.add(
         {"event": "run_end", "time_s": 9.0, "first_update_s": first, "samples_per_s": speed,
-         "staleness_histogram": histogram, "ledger": {"dropped": 3}}
+         "staleness_histogram": histogram, "ledger": {"dropped": 3}, "samples": 100,
+         "bytes_pushed": 250_000, "bytes_pulled": 50_000}
     )  # fmt: skip
     return history
 
@@ -64,10 +65,26 @@ def test_a_row_has_medians_and_says_what_was_not_reached() -> None:
     assert found["fast"]["samples/s"] == "200 (100 to 300)"
     assert found["fast"]["staleness mean"] == "1.00"
     assert found["fast"]["dropped"] == "3"
+    assert found["fast"]["pushed"] == "250.0 kB (2.5 kB a sample)"
+    assert found["fast"]["pulled"] == "50.0 kB (500 B a sample)"
     # Two of three never got there: the median is no time.
     assert found["slow"]["seconds to target"] == "> 2.00"
     assert found["slow"]["reached"] == "1 of 3"
     assert cells(trials, None)["slow"]["seconds to target"] == ""
+
+
+def test_bytes_are_those_of_all_stretches() -> None:
+    history = told([0.5])
+    # Resumed at 60 of the 100 samples.
+    history.add({"event": "run_start", "time_s": 10.0, "samples": 60})
+    end = {"event": "run_end", "samples": 160, "bytes_pushed": 150_000, "bytes_pulled": 10_000}
+    history.add({**end, "time_s": 20.0})
+    assert Trial("a", 0, history).moved("pushed") == (400_000, 2_000)
+    history.add({"event": "run_start", "time_s": 21.0, "samples": 160})
+    history.add({"event": "run_end", "time_s": 22.0, "outcome": "failed", "reason": "an error"})
+    found = cells([Trial("a", 0, history)], None)["a"]
+    # Of a stretch that failed nothing is known, so nothing is said of the whole.
+    assert found["pushed"] == "?"
 
 
 def test_the_page_stands_alone(tmp_path: Path) -> None:
@@ -77,7 +94,7 @@ def test_the_page_stands_alone(tmp_path: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert "mine &amp; yours" in text
     assert "<td>a&lt;b</td>" in text
-    assert "data:image/png;base64," in text
+    assert text.count("data:image/png;base64,") == 2
 
 
 def test_each_method_gets_the_job_and_its_own_settings() -> None:

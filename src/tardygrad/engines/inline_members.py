@@ -43,6 +43,8 @@ class Members(World):
         self.server_addresses = [("server", shard) for shard in range(self.shards)]
         self.push_bytes = [job.push_bytes(shard) for shard in range(self.shards)]
         self.pull_bytes = [job.pull_bytes(shard) for shard in range(self.shards)]
+        self.whole_pull_bytes = sum(self.pull_bytes)
+        self.pulls_wait = job.method.workers_wait
         self.adapter = job.build_adapter()
         self.samples_in = functools.cache(job.plan.samples_in)
         self.real = not isinstance(self.adapter, NullAdapter)
@@ -135,7 +137,7 @@ class Members(World):
         parts = [member.parts[s] for s in range(self.shards)]
         if member.host is not None:
             self._take_parameters(member.host, pull.fresh, [p for _, p in parts])
-        member.counters.pulled_bytes += sum(self.pull_bytes)
+        member.counters.pulled_bytes += self.whole_pull_bytes
         member.reads = tuple(part.read for part, _ in parts)
         return ev.Pulled(pull.seq, member.reads, min(part.clock for part, _ in parts))
 
@@ -177,12 +179,15 @@ class Members(World):
         now, since = self.now, member.since
         if now <= since:
             return
-        waits_since = since
-        if member.pull is not None:
-            waits_since = max(since, min(member.held.values(), default=now))
-        member.counters.communicating_s += waits_since - since
-        member.counters.waiting_s += now - waits_since
         member.since = now
+        if member.pull is None:
+            member.counters.waiting_s += now - since
+        elif not member.held:
+            member.counters.communicating_s += now - since
+        else:
+            waits_since = max(since, min(member.held.values()))
+            member.counters.communicating_s += waits_since - since
+            member.counters.waiting_s += now - waits_since
 
     def _hold(self, shard: int, pull: ev.PullAsked) -> None:
         member = self.workers[pull.worker]
@@ -210,9 +215,8 @@ class Members(World):
                 return
         elif type(event) is Served:
             event = event.push
-        elif type(event) is ev.PullAsked:
-            if event.need != NO_NEED:
-                self._hold(address[1], event)
+        elif type(event) is ev.PullAsked and event.need != NO_NEED:
+            self._hold(address[1], event)
         elif type(event) is Stored:
             event = self.disks.written(address[1], event)
         member.steps += 1
@@ -278,7 +282,7 @@ class Members(World):
             if shard == 0 and self.job.layout.buffers_size:
                 payload = torch.cat([payload, self.parameters[self.job.layout.parameters_size :]])
         message = ev.ShardPulled(shard, effect.seq, effect.read, effect.clock)
-        if self.job.method.workers_wait:
+        if self.pulls_wait:
             self._let_go(shard, effect)
         to = ("worker", effect.worker)
         self.carry(source, to, message, payload, self.pull_bytes[shard])

@@ -18,10 +18,12 @@ Histogram = dict[int, int]
 class WorkerCounters:
     """One worker process's counts. Times in seconds, traffic in bytes.
 
-    ``computing_squares_s2`` sums seconds² / batches of the computed ranges, from which the spread
-    of single batches follows. ``answering_s`` are the seconds from a push to the last answer, of
-    the ``answers`` that the worker waited for and did not compute meanwhile. ``elapsed_s`` counts
-    from the worker's beginning to its newest batch.
+    ``scatter_s2`` sums, over exchanges, the squared difference of the seconds of a batch to those
+    in the exchange before, divided by ``1 / b + 1 / b'`` for exchanges of ``b`` and ``b'`` batches:
+    a sum of variances of single batches, and blind to what drifts (von Neumann et al., The mean
+    square successive difference, 1941). ``answering_s`` are the seconds from a push to the last
+    answer, of the ``answers`` that the worker waited for and did not compute meanwhile.
+    ``elapsed_s`` counts from the worker's beginning to its newest batch.
     """
 
     def __init__(self) -> None:
@@ -31,13 +33,14 @@ class WorkerCounters:
         self.waiting_s = 0.0
         self.communicating_s = 0.0
         self.exchanges = 0
-        self.computing_squares_s2 = 0.0
+        self.scatter_s2 = 0.0
         self.answers = 0
         self.answering_s = 0.0
         self.elapsed_s = 0.0
         self.pulled_bytes = 0
         self.pushed_bytes = 0
         self.losses: dict[int, list[float]] = {}
+        self._newest = (0.0, 0)
 
     def computed(self, epoch: int, samples: int, batches: int, loss: float, seconds: float) -> None:
         """Count one computed range of batches; ``loss`` is its mean."""
@@ -45,7 +48,11 @@ class WorkerCounters:
         self.samples += samples
         self.computing_s += seconds
         self.exchanges += 1
-        self.computing_squares_s2 += seconds * seconds / batches
+        batch_s = seconds / batches
+        before_s, before = self._newest
+        if before:
+            self.scatter_s2 += (batch_s - before_s) ** 2 / (1 / batches + 1 / before)
+        self._newest = (batch_s, batches)
         entry = self.losses.setdefault(epoch, [0.0, 0.0])
         entry[0] += loss * batches
         entry[1] += batches
@@ -54,7 +61,8 @@ class WorkerCounters:
 
     def report(self) -> dict[str, Any]:
         """Plain data; called from the thread that sends signs of life."""
-        return {**vars(self), "losses": [[e, *pair] for e, pair in list(self.losses.items())]}
+        counts = {name: value for name, value in vars(self).items() if name[0] != "_"}
+        return {**counts, "losses": [[e, *pair] for e, pair in list(self.losses.items())]}
 
 
 class ServerCounters:
@@ -98,7 +106,7 @@ class _Worker:
 
 
 _TOLD = (
-    "computing_s", "waiting_s", "communicating_s", "exchanges", "computing_squares_s2", "answers",
+    "computing_s", "waiting_s", "communicating_s", "exchanges", "scatter_s2", "answers",
     "answering_s", "elapsed_s",
 )  # fmt: skip
 _SUMS = ("batches", "samples", *_TOLD, "pulled_bytes", "pushed_bytes")

@@ -21,16 +21,16 @@ progress    about every 0.5 s: epoch (1.37 = 37 % into the second), samples (app
             staleness {mean, p50, p99, max} (since the stretch began), workers: a row for each slot
             {worker, incarnation, state (starting, training, waiting, dead, restarting, put_aside,
             done), samples, samples_per_s, staleness, computing_s, waiting_s, communicating_s,
-            restarts}
+            exchanges, scatter_s2, answers, answering_s, elapsed_s, restarts}
 epoch       epoch (just finished), samples, loss (mean over the epoch)
 evaluate    epoch, samples, loss, each metric by its name, at_s (when the parameters were read),
             final
 checkpoint  step, samples, seconds, bytes, path
 run_end     outcome (done, preempted, failed), reason, samples, seconds, samples_per_s,
             first_update_s, staleness, staleness_histogram {worker: {staleness: count}} (of the
-            stretch), workers (as in progress, samples_per_s over the whole stretch), ledger {exact,
-            applied, dropped, missing, twice}, digest, bytes_pushed, bytes_pulled,
-            final {metric: value}
+            stretch), workers (as in progress, samples_per_s over the whole stretch), servers
+            {server, pushes, applying_s}, ledger {exact, applied, dropped, missing, twice}, digest,
+            bytes_pushed, bytes_pulled, final {metric: value}
 ==========  =======================================================================================
 """
 

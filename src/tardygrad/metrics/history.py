@@ -34,7 +34,7 @@ STALENESS = ("mean", "p50", "p99", "max")
 SPENT = ("computing_s", "waiting_s", "communicating_s")
 COUNTERS = ("samples", *SPENT, "restarts")
 TRAFFIC = ("samples", "bytes_pushed", "bytes_pulled")
-FITTED = ("exchanges", "computing_squares_s2", "answers", "answering_s", "elapsed_s")
+FITTED = ("exchanges", "scatter_s2", "answers", "answering_s", "elapsed_s")
 """Counters of a worker from which a simulation takes its times (``fitting``)."""
 
 
