@@ -24,7 +24,17 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # benchmarks are no part of the package
 
 from benchmarks import __main__ as command  # noqa: E402
-from benchmarks import figures, harness, memory, ours, plain, startup, tables, uneven  # noqa: E402
+from benchmarks import (  # noqa: E402
+    fidelity,
+    figures,
+    harness,
+    memory,
+    ours,
+    plain,
+    startup,
+    tables,
+    uneven,
+)
 from benchmarks.crossing import EVERY, crossing, to_measure  # noqa: E402
 from benchmarks.harness import Figure, SideFailed, measure, select, verdict  # noqa: E402
 
@@ -360,3 +370,22 @@ def test_the_first_update_counts_from_the_command() -> None:
 
 def test_the_sum_of_speeds() -> None:
     assert uneven.sum_of_speeds(0) == pytest.approx(64 * (50 + 50 + 50 + 10))
+
+
+def test_fidelity_leaves_the_beginning_and_the_end_out(tmp_path: Path) -> None:
+    told = [(0.5, 0), (1.0, 300), (1.5, 800), (2.0, 1300), (5.0, 1400), (5.5, 1400)]
+    events: list[dict[str, Any]] = [
+        {"event": "progress", "time_s": time_s, "samples": samples} for time_s, samples in told
+    ]
+    events.append({"event": "run_end", "staleness_histogram": {"0": {"1": 3, "3": 1}}})
+    log = tmp_path / "metrics.jsonl"
+    log.write_text("".join(json.dumps(event) + "\n" for event in events), encoding="utf-8")
+    assert fidelity.told(tmp_path) == (1000.0, 1.5)
+    log.write_text(json.dumps(events[1]) + "\n", encoding="utf-8")
+    with pytest.raises(SystemExit, match="too short"):
+        fidelity.told(tmp_path)
+
+
+def test_fidelity_shows_medians_and_how_far_they_are_apart() -> None:
+    pairs = [(fidelity.Told(r, 1.0), fidelity.Told(s, 2.0)) for r, s in ((10, 11), (10, 9), (5, 6))]
+    assert fidelity.row("ssp", pairs) == "| `ssp` | 10 | 9 | +10 % (-10 to +20) | 1.00 | 2.00 |"

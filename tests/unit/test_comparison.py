@@ -148,6 +148,18 @@ def test_the_command(
     assert page.name == "comparison.html" and page.exists()
 
 
+def test_a_terminal_gets_a_bar(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    words = ["compare", "blobs", "--methods", "ssp", "--engine", "inline", "--set", "epochs=1"]
+    assert main(words) == 0
+    told = capsys.readouterr().err
+    assert "1/1" in told and "1/1 ssp, seed 0" not in told
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

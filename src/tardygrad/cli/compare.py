@@ -9,7 +9,9 @@ comparison's folder; the same command again takes up one that was interrupted.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,7 @@ from tardygrad.cli.parser import make_current_directory_importable, read_documen
 from tardygrad.errors import UsageError
 
 if TYPE_CHECKING:
+    from tardygrad.comparing import Told
     from tardygrad.metrics.comparison import Target, Trial
 
 SUMMARY = "run several methods on one job, side by side"
@@ -105,7 +108,8 @@ def _compare(
     from tardygrad.comparing import compare
     from tardygrad.metrics.comparison import FILE_NAME, write_page
 
-    trials = list(compare(documents, range(seeds), directory, _tell))
+    with _told(len(documents) * seeds) as tell:
+        trials = list(compare(documents, range(seeds), directory, tell))
     metrics = [metric for trial in trials for metric in trial.history.metric_names()]
     metric = target.metric if target else next(iter(metrics), "loss")
     _print_table(trials, target, metric)
@@ -135,6 +139,30 @@ def _check_metric(target: Target | None, document: dict[str, Any]) -> None:
     measured = ("loss", *resolve(document).model.metrics)
     if target is not None and target.metric not in measured:
         raise UsageError(f"--target: {unknown('metric', target.metric, measured)}")
+
+
+@contextlib.contextmanager
+def _told(runs: int) -> Iterator[Told]:
+    """A bar of the runs that are done where somebody looks at a terminal, else a line for each."""
+    if not sys.stderr.isatty():
+        yield _tell
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        TextColumn("{task.description}", markup=False),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("", total=runs)
+
+        def tell(method: str, seed: int, number: int, total: int) -> None:
+            said = f"{method}, seed {seed}"
+            progress.update(task, completed=number - 1, total=total, description=said)
+
+        yield tell
+        progress.update(task, completed=runs, description="done")
 
 
 def _tell(method: str, seed: int, number: int, total: int) -> None:
