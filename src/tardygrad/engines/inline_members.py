@@ -111,6 +111,7 @@ class Members(World):
             member.steps += 1
             if type(event) is ev.Overtaken:
                 member.counters.computing_s -= max(computing.until - self.now, 0.0)
+                member.since = min(member.since, self.now)
         self._handle(address, member, event)
 
     def _pull(self, effect: ef.Pull, source: ev.Address) -> None:

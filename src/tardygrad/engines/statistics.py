@@ -48,11 +48,11 @@ class WorkerCounters:
         self.samples += samples
         self.computing_s += seconds
         self.exchanges += 1
-        batch_s = seconds / batches
-        before_s, before = self._newest
-        if before:
-            self.scatter_s2 += (batch_s - before_s) ** 2 / (1 / batches + 1 / before)
-        self._newest = (batch_s, batches)
+        if batches:  # none where it was stopped before its first one ended
+            batch_s, (before_s, before) = seconds / batches, self._newest
+            if before:
+                self.scatter_s2 += (batch_s - before_s) ** 2 / (1 / batches + 1 / before)
+            self._newest = (batch_s, batches)
         entry = self.losses.setdefault(epoch, [0.0, 0.0])
         entry[0] += loss * batches
         entry[1] += batches
