@@ -97,7 +97,8 @@ class Member:
     """A simulated process: its machine and what its engine would keep for it."""
 
     __slots__ = ("alive", "born", "busy_until", "computing", "counters", "deferred", "frozen_until",
-                 "host", "incarnation", "machine", "parts", "pull", "pulled_at", "reads", "slots",
+                 "host", "incarnation", "machine", "parts", "pull", "pulled_at", "pushed", "reads",
+                 "slots",
                  "started", "steps")  # fmt: skip
 
     def __init__(self, machine: Any, incarnation: int, born: float) -> None:
@@ -113,6 +114,7 @@ class Member:
         self.counters: Any = None
         self.steps = 0
         self.slots: dict[int, torch.Tensor | None] = {}
+        self.pushed: dict[int, torch.Tensor | None] = {}
         self.pull: ef.Pull | None = None
         self.pulled_at = 0.0
         self.reads: tuple[ev.Read, ...] = ()
@@ -274,8 +276,12 @@ class World(ABC):
                 self.deliver(address, member.incarnation, event, payload)
         return False
 
-    def _crash(self, address: ev.Address, member: Member) -> None:
+    def ends(self, address: ev.Address, member: Member) -> None:
+        """A process ends, whatever the reason."""
         member.alive = False
+
+    def _crash(self, address: ev.Address, member: Member) -> None:
+        self.ends(address, member)
         report = ev.WorkerDied if address[0] == "worker" else ev.ServerDied
         died = report(address[1], member.incarnation, "killed by the fault plan", fatal=False)
         self.later(self.control(), ev.SCHEDULER, died)
