@@ -34,13 +34,14 @@ follow its speed, and change over the run: [load balancing](balancing.md).
 | [`ssp`](#ssp) | gradients | at once, with a bound | hiccups, a guarantee wanted |
 | [`softsync`](#softsync), [`rennala`](#rennala) | gradients | a given number at a time | many workers, uneven speeds |
 | [`sync_sgd`](#sync_sgd) | gradients | all, or a quorum | equal machines; the baseline |
+| [`all_reduce`](#all_reduce) | their mean, made among themselves | all | the same, on machines that hardly ever die |
 | [`local_sgd`](#local_sgd) | deltas | all, or a quorum | slow networks |
 | [`diloco`](#diloco) | deltas | all, or a quorum | islands with slow links |
 | [`async_diloco`](#async_diloco) | deltas | at once | islands of uneven speed |
 | [`easgd`](#easgd) | elastic differences | at once | long periods, exploration |
 | [`incremental_sgd`](#incremental_sgd) | deltas | once an epoch | data handed out as tasks |
 
-Not there yet: all-reduce, gossip, codecs, streaming fragments of parameters.
+Not there yet: gossip, codecs, streaming fragments of parameters.
 """
 
 

@@ -22,13 +22,15 @@ from typing import Any, TypeAlias
 
 import torch
 
+from tardygrad.engines import sums
 from tardygrad.engines.base import Job, Tensors
+from tardygrad.engines.gloo import Rehearsal
 from tardygrad.engines.shard_host import ShardHost, digest
 from tardygrad.engines.worker_host import WorkerHost
 from tardygrad.errors import LedgerError, RunDirectoryError
 from tardygrad.metrics import sink
 from tardygrad.protocol import trace
-from tardygrad.protocol.effects import Apply, Commit, Compute, Gather
+from tardygrad.protocol.effects import Apply, Commit, Compute, Gather, Include
 from tardygrad.protocol.events import Lease
 from tardygrad.protocol.history import History, Life, State, Step, impossible, push_of
 from tardygrad.protocol.trace import Record
@@ -190,19 +192,40 @@ class _Memory:
         return self._snapshots[state] if self._heirs[state] else self._snapshots.pop(state)
 
 
+class _Averages:
+    """Averages updates of a group as the run's engine did, to the bit."""
+
+    def __init__(self, job: Job) -> None:
+        self._by_gloo = job.config.engine == "processes"
+        self._rehearsals: dict[int, Rehearsal] = {}
+
+    def __call__(self, updates: list[torch.Tensor], samples: list[int]) -> torch.Tensor:
+        """The mean, weighted by samples."""
+        ranks = len(updates)
+        # Two numbers have one sum.
+        if not self._by_gloo or ranks == 2:
+            return sums.mean(updates, samples)
+        if ranks not in self._rehearsals:
+            self._rehearsals[ranks] = Rehearsal(ranks, updates[0].numel())
+        return self._rehearsals[ranks].mean(updates, samples)
+
+
 class _Shard:
     """One shard on its way through its lives."""
 
     def __init__(
-        self, job: Job, number: int, lives: Iterable[Life], flat: torch.Tensor, memory: _Memory
-    ) -> None:
+        self, job: Job, number: int, lives: Iterable[Life], flat: torch.Tensor, memory: _Memory,
+        average: _Averages,
+    ) -> None:  # fmt: skip
         self._job = job
+        self._average = average
         self._memory = memory
         self._where = job.ranges[number].slice
         self._parameters = flat[self._where]
         self._buffers_at = job.layout.parameters_size
         self._buffers = flat[self._buffers_at :] if number == 0 else None
         self._lives = [life for life in lives if life.need >= 0]
+        self._parts: list[tuple[Record, torch.Tensor]] = []
         self.reached = 0
         """How many states were reached so far."""
         self._begin()
@@ -220,10 +243,19 @@ class _Shard:
         """Apply or gather an update, float32 ``[layout.size]``, or commit what was gathered."""
         if update is None:
             self._host.commit(Commit(consumed, record))
+        elif record.kind == trace.INCLUDED:
+            self._parts.append((record, update))
+            self._host.include(Include(push_of(record), record), update[self._buffers_at :])
         elif record.kind == trace.GATHERED:
-            weight = record.scale * self._job.weight_of(record)
-            gather = Gather(push_of(record), weight, record)
-            self._host.gather(gather, update[self._where], update[self._buffers_at :])
+            own = update[self._buffers_at :]
+            parts, self._parts = [*self._parts, (record, update)], []
+            if len(parts) > 1:
+                # In the order of the ranks, and the whole vector, as the group did it.
+                parts.sort(key=lambda part: part[0].worker)
+                whole = [u[: self._buffers_at] for _, u in parts]
+                update = self._average(whole, [r.samples for r, _ in parts])
+            weight = sum(r.scale * self._job.weight_of(r) for r, _ in parts)
+            self._host.gather(Gather(push_of(record), weight, record), update[self._where], own)
         else:
             apply = Apply(push_of(record), record.scale, consumed, record)
             self._host.apply(apply, update[self._where], update[self._buffers_at :])
@@ -235,6 +267,7 @@ class _Shard:
         if self._buffers is not None:
             self._buffers.copy_(self._job.initial[self._buffers_at :])
         self._host = ShardHost(self._job.method, self._parameters, self._buffers, _NoTrace())
+        self._parts = []
         life = self._lives[0]
         if life.start is not None:
             self._host.restore(self._memory.snapshot(life.start))
@@ -273,8 +306,9 @@ class _Execution:
     def run(self) -> torch.Tensor:
         """The final parameters and buffers, float32 ``[layout.size]``."""
         flat = self._job.initial.clone()
+        average = _Averages(self._job)
         shards = [
-            _Shard(self._job, number, lives, flat, self._memory)
+            _Shard(self._job, number, lives, flat, self._memory, average)
             for number, lives in enumerate(self._history.lives)
         ]
         reached = -1

@@ -178,7 +178,8 @@ def kill_some(kind: str, times: int, seed: int) -> None:
 
 def command(*words: str, **options: Any) -> subprocess.Popen[str]:
     """Start ``tardygrad ...`` as a process of its own."""
-    environment = {**os.environ, "PYTHONPATH": str(HERE), "TARDYGRAD_DEBUG": ""}
+    paths = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH", "")]))
+    environment = {**os.environ, "PYTHONPATH": paths, "TARDYGRAD_DEBUG": ""}
     return subprocess.Popen(
         [sys.executable, "-m", "tardygrad", *words],
         stdout=subprocess.PIPE,

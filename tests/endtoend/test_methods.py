@@ -25,6 +25,7 @@ METHODS: list[dict[str, Any]] = [
     {"name": "rennala", "staleness": {"name": "cut_off", "below": 1, "again": True}},
     {"name": "diloco", "exchange_period": 4, "optimizer": {"arguments": {"lr": 0.1}}},
     {"name": "incremental_sgd"},
+    {"name": "all_reduce"},
 ]
 
 

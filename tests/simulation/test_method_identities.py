@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from tardygrad.data.fragments import Permutations
@@ -50,8 +51,9 @@ def sync(rate: float = RATE, **settings: Any) -> dict[str, Any]:
     return {"name": "sync_sgd", "optimizer": {"arguments": {"lr": rate}}, **settings}
 
 
-def test_synchronous_sgd_is_the_serial_loop_with_the_whole_batch() -> None:
-    end = run(sync())
+@pytest.mark.parametrize("method", ["sync_sgd", "all_reduce"])
+def test_synchronous_sgd_is_the_serial_loop_with_the_whole_batch(method: str) -> None:
+    end = run({**sync(), "name": method})
     torch.manual_seed(0)
     model = plain_network()
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
@@ -68,6 +70,52 @@ def test_synchronous_sgd_is_the_serial_loop_with_the_whole_batch() -> None:
     adapter.load(end.parameters[: found.job.layout.parameters_size])
     for name, value in model.state_dict().items():
         assert torch.allclose(adapter.state_dict()[name], value, atol=2e-6), name
+
+
+ADAM = {"class": "Adam", "arguments": {"lr": 0.01}}
+HEAVY = {"class": "SGD", "arguments": {"lr": 0.05, "momentum": 0.9}}
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"in_flight": 0}, {"optimizer": ADAM}, {"optimizer": HEAVY}]
+)
+def test_all_reduce_is_synchronous_sgd(settings: dict[str, Any]) -> None:
+    found = cluster({"name": "all_reduce", "optimizer": SGD, **settings})
+    end = found.run()
+    found.check(end)
+    # Every step is a sum of all three.
+    counts = [len(kinds(found, kind)) for kind in (trace.INCLUDED, trace.GATHERED)]
+    assert counts == [2 * 2 * 5, 2 * 5]
+    optimizer = settings.get("optimizer", SGD)
+    assert same(end, run({"name": "sync_sgd", "optimizer": optimizer}))
+
+
+def test_ranks_that_follow_come_to_what_those_that_wait_do() -> None:
+    # Cut where no vector register ends, and with a rate at which rounding shows.
+    section = {
+        "name": "all_reduce",
+        "optimizer": {"arguments": {"lr": 1 / 3}},
+        "exchange_period": 2,
+    }
+    ends = [
+        run({**section, "in_flight": in_flight}, servers=3, fragment_batches=4)
+        for in_flight in (0, 1)
+    ]
+    assert torch.equal(ends[0].parameters, ends[1].parameters)
+
+
+def test_a_rank_dies_and_one_comes_and_nothing_is_lost_or_repeated() -> None:
+    crash = {"faults": [{"kind": "crash", "target": "worker-1", "at_s": 0.055}]}
+    failure = {"backoff_s": 0.1, "lease_s": 0.5, "heartbeat_s": 0.1}
+    found = cluster(
+        {"name": "all_reduce"}, simulation={**crash, "compute": 0.01}, failure=failure, epochs=10,
+        fragment_batches=2,
+    )  # fmt: skip
+    found.check(found.run())
+    told = [what for what, how in found.observers[0].decisions if how == "together"]
+    assert told[:3] == ["workers 0, 1, 2 begin", "workers 0, 2 begin", "workers 0, 1, 2 begin"]
+    booked = [r for kind in (trace.INCLUDED, trace.GATHERED) for r in kinds(found, kind)]
+    assert all(record.staleness == 0 for record in booked)
 
 
 def test_a_bound_of_zero_is_bulk_synchronous() -> None:

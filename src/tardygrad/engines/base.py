@@ -158,6 +158,7 @@ class Job:
                 checkpoint_every_s=self.config.checkpoint.every_s,
                 uses_clocks=self.method.workers_wait,
                 balance=self.method.balance,
+                uses_groups=self.method.uses_groups,
                 open_epochs=self.method.admission.open_epochs,
                 generation=self.generation,
                 first_step=self.first_step,
@@ -198,6 +199,7 @@ class Job:
             in_flight=self.method.in_flight,
             consistency=self.method.consistency,
             awaits_commit=self.method.admission.waits,
+            follows=self.method.follows,
             resend_s=self.resend_s,
         )
         return Worker(worker, settings, incarnation=incarnation)

@@ -217,12 +217,12 @@ class _Simulation(Members):
     def _kill_worker(self, effect: ef.KillWorker, source: ev.Address) -> None:
         member = self.workers[effect.worker]
         if member is not None and member.incarnation == effect.incarnation:
-            member.alive = False
+            self.ends(("worker", effect.worker), member)
 
     def _kill_server(self, effect: ef.KillServer, source: ev.Address) -> None:
         member = self.servers[effect.shard]
         if member is not None and member.incarnation == effect.incarnation:
-            member.alive = False
+            self.ends(("server", effect.shard), member)
 
     def _save_snapshot(self, effect: ef.SaveSnapshot, source: ev.Address) -> None:
         member = self.at(source)

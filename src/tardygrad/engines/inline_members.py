@@ -19,6 +19,7 @@ import torch
 from tardygrad.consistency import NO_NEED
 from tardygrad.engines.base import Job
 from tardygrad.engines.inline_disk import Disks
+from tardygrad.engines.inline_groups import Collectives
 from tardygrad.engines.inline_world import Computing, Member, Served, Stored, Watcher, World
 from tardygrad.engines.shard_host import ShardHost
 from tardygrad.engines.statistics import ServerCounters
@@ -50,14 +51,20 @@ class Members(World):
         self.real = not isinstance(self.adapter, NullAdapter)
         self.parameters = job.initial.clone()
         self.stop_at = job.method.staleness.stop_at
+        self.groups = Collectives(self, job.layout.parameters_size, job.config.seed)
         self.effects: dict[type, Callable[[Any, ev.Address], None]] = {
             ef.Send: self._send,
             ef.Pull: self._pull,
             ef.Compute: self._compute,
+            ef.JoinGroup: lambda e, source: self.groups.join(e, source, self.at(source)),
+            ef.Reduce: lambda e, source: self.groups.reduce(e, source, self.at(source)),
+            ef.Follow: self._follow,
+            ef.LeaveGroup: lambda e, source: self.groups.leave(source),
             ef.Publish: self._publish,
             ef.Release: self._release,
             ef.Leave: self._leave,
             ef.Apply: self._apply,
+            ef.Include: self._include,
             ef.Gather: self._gather,
             ef.Commit: self._commit,
             ef.Log: self._log,
@@ -92,8 +99,11 @@ class Members(World):
         member.slots.pop(effect.seq, None)
 
     def _leave(self, effect: ef.Leave, source: ev.Address) -> None:
-        member = self.at(source)
-        member.alive = False
+        self.ends(source, self.at(source))
+
+    def ends(self, address: ev.Address, member: Member) -> None:
+        super().ends(address, member)
+        self.groups.leave(address)
 
     # --- workers ------------------------------------------------------------------------------
 
@@ -112,6 +122,10 @@ class Members(World):
             if type(event) is ev.Overtaken:
                 member.counters.computing_s -= max(computing.until - self.now, 0.0)
                 member.since = min(member.since, self.now)
+        elif type(event) is ev.Reduced:
+            event = self.groups.hears(address, member, event, payload)
+            if event is None:
+                return
         self._handle(address, member, event)
 
     def _pull(self, effect: ef.Pull, source: ev.Address) -> None:
@@ -201,6 +215,12 @@ class Members(World):
             self.settle(member)
             member.held.pop(shard, None)
 
+    def _follow(self, effect: ef.Follow, source: ev.Address) -> None:
+        member = self.at(source)
+        mean = member.slots[effect.seq]
+        if member.host is not None and mean is not None:
+            member.host.follow(mean, self.job.ranges)
+
     # --- servers ------------------------------------------------------------------------------
 
     def to_server(self, address: ev.Address, member: Member, event: Any, payload: Any) -> None:
@@ -222,6 +242,8 @@ class Members(World):
             event = self.disks.written(address[1], event)
         member.steps += 1
         member.slots[0] = payload
+        if type(event) is ev.Push and event.ranks > 1:
+            member.pushed[event.worker] = payload
         self._handle(address, member, event)
 
     def _apply(self, effect: ef.Apply, source: ev.Address) -> None:
@@ -238,6 +260,14 @@ class Members(World):
             host.apply(effect, update[self.job.ranges[source[1]].slice], update[size:])
         if self.stop_at is not None:
             self._overtake(source, effect.record, self.stop_at)
+
+    def _include(self, effect: ef.Include, source: ev.Address) -> None:
+        member = self.at(source)
+        member.host.trace.write(effect.record)
+        member.counters.applied(effect.push.worker, effect.record.staleness)
+        update = member.pushed.get(effect.push.worker)
+        if update is not None:
+            member.host.include(effect, update[self.job.layout.parameters_size :])
 
     def _gather(self, effect: ef.Gather, source: ev.Address) -> None:
         member = self.at(source)

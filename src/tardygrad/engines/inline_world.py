@@ -101,8 +101,8 @@ class Member:
     """A simulated process: its machine and what its engine would keep for it."""
 
     __slots__ = ("alive", "born", "busy_until", "computing", "counters", "deferred", "frozen_until",
-                 "held", "host", "incarnation", "machine", "parts", "pull", "reads", "since",
-                 "slots", "started", "steps")  # fmt: skip
+                 "held", "host", "incarnation", "machine", "parts", "pull", "pushed", "reads",
+                 "since", "slots", "started", "steps")  # fmt: skip
 
     def __init__(self, machine: Any, incarnation: int, born: float) -> None:
         self.machine = machine
@@ -117,6 +117,7 @@ class Member:
         self.counters: Any = None
         self.steps = 0
         self.slots: dict[int, torch.Tensor | None] = {}
+        self.pushed: dict[int, torch.Tensor | None] = {}
         self.pull: ef.Pull | None = None
         # Up to when its time is accounted for, and since when shards keep its pull waiting.
         self.since = born
@@ -314,8 +315,12 @@ class World(ABC):
                 self.deliver(address, member.incarnation, event, payload)
         return False
 
-    def _crash(self, address: ev.Address, member: Member) -> None:
+    def ends(self, address: ev.Address, member: Member) -> None:
+        """A process ends, whatever the reason."""
         member.alive = False
+
+    def _crash(self, address: ev.Address, member: Member) -> None:
+        self.ends(address, member)
         report = ev.WorkerDied if address[0] == "worker" else ev.ServerDied
         died = report(address[1], member.incarnation, "killed by the fault plan", fatal=False)
         self.later(self.control(), ev.SCHEDULER, died)

@@ -87,10 +87,13 @@ class _ServerProcess:
         self.seen = [0] * len(self.slots)
         self.current: tuple[int, int] = (0, 0)
         self.stamp = 0
+        # Parts of a sum are answered when the last one is there: where they lie, and their stamps.
+        self.waiting: dict[tuple[int, int], tuple[tuple[int, int], int]] = {}
         self.busy_at = time.monotonic()
         self.interval = 0.0
         # A worker that overlaps its pushes with computation has time for the answer.
-        overlaps = job.method.in_flight > 0 and not job.method.workers_wait
+        waits = job.method.workers_wait and not job.method.follows
+        overlaps = job.method.in_flight > 0 and not waits
         self.nap_share = _NAP_SHARE if overlaps else _NAP_SHARE_AWAITED
         self.unreadable: dict[tuple[int, int], float] = {}
         self.writer = ThreadPoolExecutor(max_workers=1)
@@ -102,6 +105,7 @@ class _ServerProcess:
         self.actions: dict[type, Callable[[Any], None]] = {
             ef.Send: self._send,
             ef.Apply: self._apply,
+            ef.Include: self._include,
             ef.Gather: self._gather,
             ef.Commit: self._commit,
             ef.Log: self._log,
@@ -183,6 +187,8 @@ class _ServerProcess:
             served = True
             if push is not None:
                 began = time.monotonic()
+                if push.ranks > 1:
+                    self.waiting[(worker, push.seq)] = (at, stamp)
                 self._handle(push)
                 self.counters.pushes += 1
                 self.counters.applying_s += time.monotonic() - began
@@ -222,8 +228,11 @@ class _ServerProcess:
         if type(message) is not ev.Acked:
             self.link.send(message)
             return
-        worker, slot = self.current
-        answer = Answer(self.stamp, message.outcome, message.next, message.reason)
+        at, stamp = self.current, self.stamp
+        if self.waiting:
+            at, stamp = self.waiting.pop((effect.to[1], message.seq), (at, stamp))
+        worker, slot = at
+        answer = Answer(stamp, message.outcome, message.next, message.reason)
         self.arena.answer(worker, slot, self.shard, answer)
         if self.arena.worker_sleeps(worker):
             self.ringer.ring(f"worker-{worker}")
@@ -232,6 +241,12 @@ class _ServerProcess:
         self.trace.write(effect.record)
         update = self.updates[self.current]
         self._write(effect.record, lambda out: self.host.apply(effect, *update, out=out))
+        self.counters.applied(effect.push.worker, effect.record.staleness)
+
+    def _include(self, effect: ef.Include) -> None:
+        self.trace.write(effect.record)
+        at, _ = self.waiting[(effect.push.worker, effect.push.seq)]
+        self.host.include(effect, self.updates[at][1])
         self.counters.applied(effect.push.worker, effect.record.staleness)
 
     def _gather(self, effect: ef.Gather) -> None:

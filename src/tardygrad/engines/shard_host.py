@@ -16,7 +16,7 @@ import torch
 
 from tardygrad.errors import StorageError
 from tardygrad.methods.base import Method, Origin
-from tardygrad.protocol.effects import Apply, Commit, Gather
+from tardygrad.protocol.effects import Apply, Commit, Gather, Include
 from tardygrad.protocol.trace import Encoder, Record, file_header
 from tardygrad.storage.traces import whole_until
 
@@ -184,6 +184,11 @@ class ShardHost:
         if self._table is not None and buffers is not None and self.buffers is not None:
             self._table.put(effect.push.worker, buffers)
             self.buffers.copy_(self._table.mean())
+
+    def include(self, effect: Include, buffers: torch.Tensor | None) -> None:
+        """Take in the buffers of a pusher whose update comes with the next that is gathered."""
+        if self._table is not None and buffers is not None:
+            self._table.put(effect.push.worker, buffers)
 
     def gather(self, effect: Gather, update: torch.Tensor, buffers: torch.Tensor | None) -> None:
         """Take an update (float32 ``[size]``) into the round's mean, and the pusher's buffers."""

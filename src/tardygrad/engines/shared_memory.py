@@ -134,7 +134,7 @@ class Geometry:
     def __init__(self, layout: Layout, shards: int, workers: int, slots: int) -> None:
         self.layout_size = layout.size
         self.shards, self.workers, self.slots = shards, workers, slots
-        self.descriptor = struct.Struct(f"<Q{10}Q{2 * shards}Q")
+        self.descriptor = struct.Struct(f"<Q{12}Q{2 * shards}Q")
         self.answer = struct.Struct(f"<QQQB{_REASON_BYTES - 1}p")
         # The evaluator reads too: it is the last reader.
         self.readers = workers + 1
@@ -402,7 +402,8 @@ class Arena:
         reads = [n for read in push.reads for n in read]
         self.geometry.descriptor.pack_into(
             self._view, at + 8, push.lineage, push.session, push.seq, push.fence, push.epoch,
-            push.fragment, push.first, push.stop, push.samples, push.clock, stamp, *reads,
+            push.fragment, push.first, push.stop, push.samples, push.clock, push.generation,
+            push.ranks, stamp, *reads,
         )  # fmt: skip
         fence()
         self.words[at // 8] = stamp
@@ -412,10 +413,10 @@ class Arena:
         at = self._slots[worker][slot]
         values = self.geometry.descriptor.unpack_from(self._view, at + 8)
         fence()
-        if values[10] != stamp or self.words[at // 8] != stamp:
+        if values[12] != stamp or self.words[at // 8] != stamp:
             return None
-        reads = tuple(zip(values[11::2], values[12::2], strict=True))
-        return ev.Push._make((values[0], worker, *values[1:10], reads))
+        reads = tuple(zip(values[13::2], values[14::2], strict=True))
+        return ev.Push._make((values[0], worker, *values[1:10], reads, *values[10:12]))
 
     def answer(self, worker: int, slot: int, shard: int, answer: Answer) -> None:
         """Answer a stamp; the stamp is written last."""

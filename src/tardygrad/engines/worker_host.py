@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,8 @@ import torch
 from tardygrad.balancing import merged
 from tardygrad.data.fragments import FragmentPlan, Permutations
 from tardygrad.data.sources import ArraySource, Source
-from tardygrad.methods.base import Method, Outcome, Step, WorkerRule
+from tardygrad.layout import KeyRange
+from tardygrad.methods.base import Method, Outcome, ServerRule, Step, WorkerRule
 from tardygrad.models.base import ModelAdapter
 from tardygrad.protocol.effects import Compute
 
@@ -45,6 +46,7 @@ class WorkerHost:
         self.adapter = adapter
         self._method = method
         self._trained = 0
+        self._followers: list[tuple[KeyRange, ServerRule]] | None = None
         self.rule: WorkerRule = method.worker_rule(adapter)
         self._source = source
         self._plan = plan
@@ -63,6 +65,16 @@ class WorkerHost:
         self.rule.pulled(fresh=fresh)
         if fresh and buffers is not None and self._buffers_size:
             self.adapter.load_buffers(buffers)
+
+    def follow(self, mean: torch.Tensor, ranges: Sequence[KeyRange]) -> None:
+        """Take the step that the servers of ``ranges`` take with ``mean``, float32 ``[>= P]``."""
+        target = self.rule.target(fresh=False)
+        if self._followers is None:
+            # Cut as the shards are, so that each element is computed the same way.
+            self._followers = [(r, self._method.server_rule(target[r.slice])) for r in ranges]
+        for key_range, rule in self._followers:
+            rule.apply(mean[key_range.slice], 1.0, 0)
+        self.rule.pulled(fresh=False)
 
     def borrow(self, parameters: torch.Tensor, *, buffers: torch.Tensor | None) -> bool:
         """Compute with ``parameters`` themselves, if the method and the model can; else False."""

@@ -19,6 +19,7 @@ import zmq
 
 from tardygrad.engines.base import Job
 from tardygrad.engines.child import REPORT, Link, live, open_source
+from tardygrad.engines.gloo import Ring
 from tardygrad.engines.shared_memory import Arena, Bell, Ringer, arena_of
 from tardygrad.engines.statistics import WorkerCounters
 from tardygrad.engines.worker_host import WorkerHost, batch_seed
@@ -70,7 +71,7 @@ class _WorkerProcess:
         self.job, self.link, self.host, self.counters = job, link, host, counters
         self.worker = worker
         self.machine = job.worker(worker, incarnation)
-        in_flight = self.machine.settings.in_flight
+        settings = self.machine.settings
         self.arena: Arena = arena_of(
             directory, job.layout, job.ranges, job.config.workers, job.method.in_flight
         )
@@ -86,17 +87,21 @@ class _WorkerProcess:
         self.borrows = (
             len(job.ranges) == 1
             and self.arena.geometry.copies > 1
+            and not settings.follows
             and host.borrow(self.lent[0][0], buffers=None)
         )
         self.slots = [
             _Slot(self.arena.update(worker, i), self.arena.stamp(worker, i))
-            for i in range(in_flight + 1)
+            for i in range(settings.slots)
         ]
         self.next_stamp = 1 + max(
             self.arena.stamp(worker, i) for i in range(self.arena.geometry.slots)
         )
         self.used: dict[int, int] = {}
         self.free = list(range(len(self.slots)))
+        self.directory = directory
+        self.ring: Ring | None = None
+        self.joining = False
         self.pull: ef.Pull | None = None
         self.pulled_seq = 0
         self.reads: tuple[ev.Read, ...] = ()
@@ -114,6 +119,10 @@ class _WorkerProcess:
             ef.Send: lambda e: self.link.send(e.message),
             ef.Pull: self._pull,
             ef.Compute: self._compute,
+            ef.JoinGroup: self._join_group,
+            ef.Reduce: self._reduce,
+            ef.Follow: self._follow,
+            ef.LeaveGroup: self._leave_group,
             ef.Publish: self._publish,
             ef.Release: self._release,
             ef.Leave: self._leave,
@@ -126,6 +135,8 @@ class _WorkerProcess:
         while not self.gone:
             if self.pull is not None:
                 self._try_pull()
+            elif self.joining:
+                self._try_join()
             if not self.events:
                 self._collect()
             if self.events:
@@ -280,6 +291,33 @@ class _WorkerProcess:
             if alive == incarnation and newest - version >= self.stop_at:
                 return f"staleness {newest - version} on shard {shard}, limit {self.stop_at}"
         return ""
+
+    def _join_group(self, effect: ef.JoinGroup) -> None:
+        size = self.job.layout.parameters_size
+        self.ring = Ring(self.directory, effect.group, size, self.job.config.failure.lease_s)
+        self.joining = True
+
+    def _try_join(self) -> None:
+        ring = self.ring
+        if ring is None or not ring.complete():
+            return
+        self.joining = False
+        self.events.append(ev.Joined(ring.group.generation, ring.connect()))
+
+    def _reduce(self, effect: ef.Reduce) -> None:
+        assert self.ring is not None
+        began = time.monotonic()
+        update = self.slots[self.used[effect.seq]].update[: self.job.layout.parameters_size]
+        self.events.append(ev.Reduced(effect.seq, self.ring.average(update, effect.samples)))
+        self.counters.communicating_s += time.monotonic() - began
+
+    def _follow(self, effect: ef.Follow) -> None:
+        began = time.monotonic()
+        self.host.follow(self.slots[self.used[effect.seq]].update, self.job.ranges)
+        self.counters.communicating_s += time.monotonic() - began
+
+    def _leave_group(self, effect: ef.LeaveGroup) -> None:
+        self.ring, self.joining = None, False
 
     def _publish(self, effect: ef.Publish) -> None:
         began = time.monotonic()

@@ -159,6 +159,13 @@ class Method(Document):
 
     pushes: ClassVar[Pushes] = "way"
     """What an update is, which decides how it can be balanced."""
+    uses_groups: ClassVar[bool] = False
+    """Whether the workers average their updates among themselves before they push."""
+
+    @property
+    def follows(self) -> bool:
+        """Whether a worker in a group can take the servers' step itself, from the mean alone."""
+        return False
 
     carries: ClassVar[tuple[str, ...]] = ()
     """Settings that mean the same to every method that carries them (see ``methods.switch``)."""

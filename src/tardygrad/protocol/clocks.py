@@ -42,6 +42,11 @@ class ClockTable:
         """The members, each as ``(worker, session)``."""
         return [(worker, session) for worker, (session, _) in self._clocks.items()]
 
+    def is_member(self, worker: int, session: int) -> bool:
+        """Whether this session of the worker's is a member."""
+        known = self._clocks.get(worker)
+        return known is not None and known[0] == session
+
     def change(self, event: MembersChanged) -> None:
         """Take in a list of members, unless a newer one is known."""
         if event.generation <= self._generation:
@@ -86,6 +91,11 @@ class Roster:
         self._members: dict[int, tuple[int, int]] = {}
         self._seen = [0] * shards
         self._held: dict[int, tuple[int, int, Lease]] = {}
+
+    @property
+    def sessions(self) -> dict[int, int]:
+        """The session of each worker that is a member."""
+        return {worker: session for worker, (session, _) in self._members.items()}
 
     def join(self, ask: int, lease: Lease) -> bool:
         """A worker is to get a lease; whether it can be told now, or must wait for the servers."""

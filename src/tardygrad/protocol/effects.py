@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, TypeAlias
 
-from tardygrad.protocol.events import Address, Event, Lease, Push, Read
+from tardygrad.protocol.events import Address, Event, Group, Lease, Push, Read
 from tardygrad.protocol.trace import Record
 
 
@@ -48,6 +48,38 @@ class Compute(NamedTuple):
     stop: int
 
 
+class JoinGroup(NamedTuple):
+    """Connect to the other ranks of ``group``. Answered by ``Joined``."""
+
+    group: Group
+
+
+class Reduce(NamedTuple):
+    """Replace the update in slot ``seq`` by its mean over the group, weighted by ``samples``.
+
+    Buffers stay the worker's own. Answered by ``Reduced``.
+    """
+
+    seq: int
+    group: Group
+    samples: int
+
+
+class Follow(NamedTuple):
+    """Take the servers' step with the group's mean in slot ``seq``, on the worker's own replica."""
+
+    seq: int
+
+
+class LeaveGroup(NamedTuple):
+    """Close the connections of group ``generation``: whoever waits there for this worker learns it.
+
+    What is under way there ends with an error that nobody hears.
+    """
+
+    generation: int
+
+
 class Publish(NamedTuple):
     """Make the update in slot ``push.seq`` known to ``shards`` (all, or again those named)."""
 
@@ -81,6 +113,16 @@ class Apply(NamedTuple):
     push: Push
     scale: float
     consumed: int
+    record: Record
+
+
+class Include(NamedTuple):
+    """Book ``push``, whose update is in the mean that the next ``Gather`` takes in.
+
+    The record is made durable first; the pusher's buffers are taken in.
+    """
+
+    push: Push
     record: Record
 
 
@@ -212,7 +254,8 @@ class Finished(NamedTuple):
 
 
 Effect: TypeAlias = (
-    Send | Pull | Compute | Publish | Release | Leave | Apply | Gather | Commit | Log
-    | SendParameters | PublishClock | SaveSnapshot | SpawnWorker | KillWorker | SpawnServer
-    | KillServer | CommitCheckpoint | EpochEnded | MemberChanged | Decided | Finished
+    Send | Pull | Compute | JoinGroup | Reduce | Follow | LeaveGroup | Publish | Release | Leave
+    | Apply | Include | Gather | Commit | Log | SendParameters | PublishClock | SaveSnapshot
+    | SpawnWorker | KillWorker | SpawnServer | KillServer | CommitCheckpoint | EpochEnded
+    | MemberChanged | Decided | Finished
 )  # fmt: skip

@@ -51,11 +51,30 @@ class Lease(NamedTuple):
     share: float = 1.0
 
 
+class Group(NamedTuple):
+    """A worker's place among those that average their updates before they push.
+
+    ``generation`` numbers the groups of a run. Each rank pushes for itself; what it pushes is the
+    mean of all ``size`` ranks.
+    """
+
+    generation: int
+    rank: int
+    size: int
+
+
+ALONE = Group(0, 0, 1)
+"""Who averages with nobody."""
+
 # --- worker -> server -------------------------------------------------------------------------
 
 
 class Push(NamedTuple):
-    """One update for all shards: what it is, what it was computed from, where its bytes lie."""
+    """One update for all shards: what it is, what it was computed from, where its bytes lie.
+
+    With ``ranks`` above 1 its bytes are the mean over the ranks of group ``generation``, which all
+    push it, each for the batches that it contributed.
+    """
 
     lineage: int
     worker: int
@@ -69,6 +88,8 @@ class Push(NamedTuple):
     samples: int
     clock: int
     reads: tuple[Read, ...]
+    generation: int = 0
+    ranks: int = 1
 
 
 class PullAsked(NamedTuple):
@@ -134,10 +155,17 @@ class LeaseAsked(NamedTuple):
 
 
 class Granted(NamedTuple):
-    """The scheduler's answer to ``ask``."""
+    """The scheduler's answer to ``ask``. ``group``: the one of the lease's session."""
 
     ask: int
     lease: Lease
+    group: Group = ALONE
+
+
+class SessionEnded(NamedTuple):
+    """Whatever the worker holds under a session before this one is over."""
+
+    session: int
 
 
 class StopAsked(NamedTuple):
@@ -300,6 +328,20 @@ class Overtaken(NamedTuple):
     reason: str
 
 
+class Joined(NamedTuple):
+    """All ranks of the worker's group are connected, or (``error``) will not be."""
+
+    generation: int
+    error: str
+
+
+class Reduced(NamedTuple):
+    """Slot ``seq`` holds the mean over the group, or (``error``) is of no use any more."""
+
+    seq: int
+    error: str
+
+
 class SnapshotWritten(NamedTuple):
     """The engine has written the shard's snapshot (``error`` is empty) or failed to."""
 
@@ -335,16 +377,16 @@ class Interrupted(NamedTuple):
 
 
 Event: TypeAlias = (
-    Push | PullAsked | Acked | ShardPulled | WorkerReady | LeaseAsked | Granted | StopAsked
-    | WorkerLeft | Heartbeat | ServerReady | ServerSeen | FenceAsked | Fenced | Booked | BookedSeen
-    | MembersChanged | MembersSeen | SnapshotAsked | SnapshotTaken | SnapshotFailed | Started
-    | Tick | Pulled | Computed | Overtaken | SnapshotWritten | WorkerDied | ServerDied
-    | Interrupted
+    Push | PullAsked | Acked | ShardPulled | WorkerReady | LeaseAsked | Granted | SessionEnded
+    | StopAsked | Joined | Reduced | WorkerLeft | Heartbeat | ServerReady | ServerSeen
+    | FenceAsked | Fenced | Booked | BookedSeen | MembersChanged | MembersSeen | SnapshotAsked
+    | SnapshotTaken | SnapshotFailed | Started | Tick | Pulled | Computed | Overtaken
+    | SnapshotWritten | WorkerDied | ServerDied | Interrupted
 )  # fmt: skip
 
 MESSAGES: tuple[type[tuple[object, ...]], ...] = (
-    Push, PullAsked, Acked, ShardPulled, WorkerReady, LeaseAsked, Granted, StopAsked, WorkerLeft,
-    Heartbeat, ServerReady, ServerSeen, FenceAsked, Fenced, Booked, BookedSeen, MembersChanged,
-    MembersSeen, SnapshotAsked, SnapshotTaken, SnapshotFailed,
+    Push, PullAsked, Acked, ShardPulled, WorkerReady, LeaseAsked, Granted, SessionEnded, StopAsked,
+    WorkerLeft, Heartbeat, ServerReady, ServerSeen, FenceAsked, Fenced, Booked, BookedSeen,
+    MembersChanged, MembersSeen, SnapshotAsked, SnapshotTaken, SnapshotFailed,
 )  # fmt: skip
 """The event types that travel between machines."""

@@ -23,8 +23,9 @@ from tardygrad.protocol import trace
 from tardygrad.protocol.events import Push
 from tardygrad.protocol.trace import Record
 
-_PUSHED = (trace.APPLIED, trace.GATHERED, trace.DUPLICATE, trace.DROPPED, trace.REFUSED)
-_MOVES = (trace.APPLIED, trace.GATHERED, trace.COMMITTED)
+_GATHERED = (trace.GATHERED, trace.INCLUDED)
+_PUSHED = (trace.APPLIED, *_GATHERED, trace.DUPLICATE, trace.DROPPED, trace.REFUSED)
+_MOVES = (trace.APPLIED, *_GATHERED, trace.COMMITTED)
 
 
 class Life:
@@ -83,13 +84,13 @@ class Life:
         """The next record that moves the shard or books samples."""
         if record.kind in _MOVES:
             since = self.booked
-            if record.kind == trace.GATHERED and self.round_since is None:
+            if record.kind in _GATHERED and self.round_since is None:
                 self.round_since = since
             elif record.kind == trace.COMMITTED:
                 since = self.booked if self.round_since is None else self.round_since
                 self.round_since = None
             self.moves.append((record, since))
-            if record.kind != trace.GATHERED:
+            if record.kind not in _GATHERED:
                 self._states.append(len(self.moves))
         self.booked += record.samples
 

@@ -77,7 +77,7 @@ class Auditor:
             self._moved(shard, state, record)
             self._check_read(shard, state, record, state.version - 1)
             self._book(shard, state, record)
-        elif record.kind == trace.GATHERED:
+        elif record.kind in (trace.GATHERED, trace.INCLUDED):
             if record.version != state.version:
                 raise _broken(shard, record, "an update that was only gathered moved the version")
             self._check_read(shard, state, record, state.version)

@@ -4,7 +4,8 @@ Theory of operation. Workers that ask stand in one of two queues: the *idle* hav
 *provident* still hold a lease and ask for the next one early. A lease that ends before its fragment
 is done goes through *fencing* (see ``WorkBook``), and its worker gets a new session: what it still
 has on its way is refused, and it starts afresh with its next lease. Where the consistency rule uses
-clocks, a lease that makes a worker a member is told only when all servers know (see ``Roster``).
+clocks, a lease that makes a worker a member is told only when all servers know (see ``Roster``),
+and, where workers average among themselves, when its group is there (see ``Groups``).
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from tardygrad.data.fragments import FragmentPlan
 from tardygrad.protocol import events as ev
 from tardygrad.protocol.balancing import Balancer
 from tardygrad.protocol.clocks import Roster
-from tardygrad.protocol.effects import Effect, Send
+from tardygrad.protocol.effects import Decided, Effect, Send
+from tardygrad.protocol.groups import Groups
 from tardygrad.protocol.membership import WorkerEntry
 from tardygrad.protocol.outbox import Outbox
 from tardygrad.protocol.workbook import Fragment, WorkBook
@@ -35,11 +37,14 @@ class LeaseDesk:
         uses_clocks: whether workers may have to wait for each other.
         open_epochs: so many epochs may be worked on at a time.
         balance: what of a worker's exchanges follows its speed.
+        group_patience_s: for so long a group's first members wait for the others; None where
+            workers do not average among themselves.
     """
 
     def __init__(
         self, plan: FragmentPlan, epochs: int, shards: int, workers: Sequence[WorkerEntry],
         outbox: Outbox, *, generation: int, uses_clocks: bool, open_epochs: int, balance: Balance,
+        group_patience_s: float | None = None,
     ) -> None:  # fmt: skip
         self.book = WorkBook(plan, epochs, shards, (generation << 40) + 1, open_epochs)
         self._next_session = (generation << 20) + 1
@@ -48,6 +53,9 @@ class LeaseDesk:
         self._shards = range(shards)
         self._roster = Roster(shards) if uses_clocks else None
         self._balancer = None if balance.name == "fixed" else Balancer(balance, len(workers))
+        self._groups: Groups | None = None
+        if group_patience_s is not None:
+            self._groups = Groups((generation << 20) + 1, group_patience_s)
         self._idle: dict[int, None] = {}
         self._provident: dict[int, None] = {}
 
@@ -67,7 +75,22 @@ class LeaseDesk:
         entry.last_ask = event.ask
         if self._roster is not None and self._roster.asks_again(entry.worker, event.ask):
             return []
-        return [Send(("worker", entry.worker), ev.Granted(event.ask, lost))]
+        if self._groups is not None and self._groups.asks_again(entry.worker, event.ask):
+            return []
+        return [self._tell(event.ask, lost)]
+
+    def _tell(self, ask: int, lease: ev.Lease) -> Send:
+        group = ev.ALONE if self._groups is None else self._groups.place(lease.worker)
+        return Send(("worker", lease.worker), ev.Granted(ask, lease, group))
+
+    def overtaken(self, entry: WorkerEntry, event: ev.LeaseAsked) -> list[Effect]:
+        """What a worker hears that asks under a session that is over, and may not know it.
+
+        Without a group it learns that with its next push; with one, others may wait for it.
+        """
+        if self._groups is None or event.abandoned or event.session >= entry.session:
+            return []
+        return [Send(("worker", entry.worker), ev.SessionEnded(entry.session))]
 
     def queue(self, entry: WorkerEntry, event: ev.LeaseAsked) -> None:
         """A worker asks for a lease."""
@@ -117,7 +140,7 @@ class LeaseDesk:
         entry.moved = now
         if self._roster is not None and not self._roster.join(asked.ask, lease):
             return decisions
-        return [*decisions, Send(("worker", worker), ev.Granted(asked.ask, lease))]
+        return [*decisions, self._tell(asked.ask, lease)]
 
     def _share(self, worker: int) -> tuple[float, list[Effect]]:
         if self._balancer is None:
@@ -141,6 +164,7 @@ class LeaseDesk:
         for worker in self._workers:
             worker.session = self.new_session()
             worker.granted = None
+            self.leaves(worker.worker)
         if self._roster is not None:
             self._roster.clear()
         return len(again), self._fence(again, now)
@@ -165,6 +189,8 @@ class LeaseDesk:
         """Nobody waits for this worker any more."""
         if self._roster is not None:
             self._roster.leave(worker)
+        if self._groups is not None:
+            self._groups.leaves(worker)
 
     def excuse(self, worker: int) -> None:
         """Nobody waits for this worker if it has nothing to do."""
@@ -172,11 +198,49 @@ class LeaseDesk:
             self.leaves(worker)
 
     def tell(self, now: float) -> list[Effect]:
-        """Tell the servers about the members, if they have changed."""
-        if self._roster is None or not self._roster.changed:
+        """Tell the servers about the members, if they have changed, and the workers of groups."""
+        if self._roster is None:
             return []
+        effects = [] if self._groups is None else self._look_at_group(self._groups, now)
+        if not self._roster.changed:
+            return effects
         told = self._roster.told()
-        return [self._outbox.command(("members", s), s, told, now) for s in self._shards]
+        commands = [self._outbox.command(("members", s), s, told, now) for s in self._shards]
+        return [*effects, *commands]
+
+    def moved(self) -> None:
+        """Something was booked."""
+        if self._groups is not None:
+            self._groups.moved()
+
+    def _look_at_group(self, groups: Groups, now: float) -> list[Effect]:
+        assert self._roster is not None
+        effects: list[Effect] = []
+        torn = self.book.torn
+        why = groups.why_over(self._roster.sessions, torn=torn)
+        if why:
+            effects.append(Decided("a group of workers ends", why))
+            for worker, session in groups.end():
+                entry = self._workers[worker]
+                # Others have given it up themselves, or are dead.
+                if entry.session == session:
+                    effects += self.release(entry, now)
+                    over = ev.SessionEnded(entry.session)
+                    effects.append(Send(("worker", worker), over))
+        if groups.is_due(self._workers, now, excused=self._without_work()):
+            begun = groups.begin(torn=torn)
+            names = ", ".join(str(lease.worker) for _, lease, _ in begun)
+            together = "together" if begun[0][2].size > 1 else "apart"
+            effects.append(Decided(f"workers {names} begin", together))
+            effects += [
+                Send(("worker", lease.worker), ev.Granted(ask, lease, group))
+                for ask, lease, group in begun
+            ]
+        return effects
+
+    def _without_work(self) -> dict[int, None]:
+        """Those that ask, and wait for what is not there nor about to be."""
+        return {} if self.book.fencing or self.book.available() else self._idle
 
     def seen(self, event: ev.MembersSeen) -> list[Effect]:
         """A server knows the members: leases that waited for that are told."""
@@ -184,7 +248,9 @@ class LeaseDesk:
             return []
         if event.generation == self._roster.generation:
             self._outbox.forget(("members", event.shard))
-        return [
-            Send(("worker", lease.worker), ev.Granted(ask, lease))
-            for ask, lease in self._roster.seen(event.shard, event.generation)
-        ]
+        free = self._roster.seen(event.shard, event.generation)
+        if self._groups is None:
+            return [self._tell(ask, lease) for ask, lease in free]
+        for ask, lease in free:
+            self._groups.comes(ask, lease)
+        return []

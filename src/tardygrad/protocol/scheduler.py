@@ -64,6 +64,7 @@ class Scheduler:
             s.plan, s.epochs, s.shards, self.workers, self.outbox,
             generation=s.generation, uses_clocks=s.uses_clocks, open_epochs=s.open_epochs,
             balance=s.balance,
+            group_patience_s=s.resend_s if s.uses_groups else None,
         )  # fmt: skip
         self.book = self._desk.book
         self.book.forget_ended(s.epochs_reported)
@@ -160,6 +161,7 @@ class Scheduler:
         if event.abandoned and event.session == entry.session:
             effects.append(Decided(f"leases of worker {entry.worker} end", event.reason))
             effects += self._desk.release(entry, now)
+        effects += self._desk.overtaken(entry, event)
         before = self._desk.granted_before(entry, event)
         if before is not None:
             return effects + before
@@ -186,6 +188,7 @@ class Scheduler:
             return []
         if self.book.gained((event.epoch, event.fragment), event.fence, event.next):
             self.restarts.moved()
+            self._desk.moved()
         if not self._desk.fenced(event):
             return []
         return self._look_at_epochs(now) + self._grant_waiting(now)
@@ -196,6 +199,7 @@ class Scheduler:
             return []
         effects: list[Effect] = [Send(("server", event.shard), ev.BookedSeen(event.number))]
         self.restarts.moved()
+        self._desk.moved()
         lease = self.book.booked(event.shard, event.epoch, event.fragment)
         effects += self._look_at_epochs(now) + self._grant_waiting(now)
         if lease is not None:

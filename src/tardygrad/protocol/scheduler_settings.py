@@ -30,6 +30,7 @@ class SchedulerSettings:
     checkpoint_every_s: float
     uses_clocks: bool
     balance: Balance = field(default_factory=Fixed)
+    uses_groups: bool = False
     open_epochs: int = 2
     generation: int = 0
     first_step: int = 1

@@ -13,6 +13,10 @@ Theory of operation. Each push meets four questions, in this order:
    where the admission rule has rounds, it is booked and gathered; the commit that ends its round
    makes the next version.
 
+What a group of workers has averaged comes as one push from each (``Parts``). It waits until all
+are there, and then each meets the same questions; all are booked, and their mean is gathered, or
+all are refused.
+
 Reports to the scheduler (a fragment is whole) are repeated until they are seen.
 """
 
@@ -33,6 +37,7 @@ from tardygrad.protocol.effects import (
     Commit,
     Effect,
     Gather,
+    Include,
     Log,
     PublishClock,
     SaveSnapshot,
@@ -40,10 +45,12 @@ from tardygrad.protocol.effects import (
     SendParameters,
 )
 from tardygrad.protocol.ledger import AHEAD, KNOWN, NEW, Ledger
+from tardygrad.protocol.parts import Parts
 from tardygrad.protocol.rounds import Round, Rule
 from tardygrad.staleness import StalenessPolicy
 
 WORKER = "worker"
+_LEFT = "a rank has left"
 
 
 class ServerSettings:
@@ -106,6 +113,7 @@ class Server:
         self.round = Round(settings.admission)
         if snapshot is not None and self._gathers and "round" in snapshot:
             self.round = Round.from_state(settings.admission, snapshot["round"])
+        self._parts = Parts()
         self._clocks = ClockTable()
         self._published = 0
         self._waiting: list[ev.PullAsked] = []
@@ -140,6 +148,9 @@ class Server:
     # --- pushes -------------------------------------------------------------------------------
 
     def _push(self, push: ev.Push, now: float) -> list[Effect]:
+        return self._decide(push, now) if push.ranks == 1 else self._part(push, now)
+
+    def _decide(self, push: ev.Push, now: float) -> list[Effect]:
         refusal = self._refusal(push)
         if refusal:
             return self._answer(push, ev.REFUSED, refusal, trace.REFUSED)
@@ -218,6 +229,87 @@ class Server:
         if whole:
             effects.append(self._report(push.epoch, push.fragment, now))
         return effects
+
+    # --- sums ---------------------------------------------------------------------------------
+
+    def _part(self, push: ev.Push, now: float) -> list[Effect]:
+        if self._parts.is_broken(push.generation):
+            return self._answer(push, ev.REFUSED, "its group broke", trace.REFUSED)
+        if push.lineage != self.settings.lineage:
+            return []
+        if self.round.knows((push.worker, push.session), push.seq):
+            return self._decide(push, now)
+        unfit = self._unfit(push)
+        if unfit:
+            effects = self._decide(push, now) if unfit != _LEFT else self._refuse(push, unfit)
+            return effects + self._break_up(push.generation, unfit, now)
+        older = self._parts.generation
+        effects = []
+        if older not in (0, push.generation):
+            effects = self._break_up(min(older, push.generation), "another group came", now)
+            if older > push.generation:
+                return [*effects, *self._refuse(push, "another group came")]
+        parts = self._parts.add(push)
+        if not parts:
+            return effects
+        unfit = next(filter(None, map(self._unfit, parts)), "")
+        if self.round.gathered:
+            # Its ranks may have taken the step already, and of this sum alone.
+            unfit = "another update is in the round"
+        if unfit:
+            broken = self._parts.break_up(push.generation)
+            return effects + [e for p in (*parts, *broken) for e in self._refuse(p, unfit)]
+        return effects + self._book_sum(parts, push, now)
+
+    def _unfit(self, push: ev.Push) -> str:
+        """Why a part cannot be booked and gathered now, or an empty string."""
+        refusal = self._refusal(push)
+        if refusal:
+            return refusal
+        if self.ledger.place(push.epoch, push.fragment, push.first, push.stop) != NEW:
+            return "some batches are booked, or not in turn"
+        staleness = self.version - push.reads[self.shard][1]
+        if not self.settings.staleness.judge(staleness, self.settings.workers).accepted:
+            return "it is stale"
+        return "" if self._clocks.is_member(push.worker, push.session) else _LEFT
+
+    def _refuse(self, push: ev.Push, reason: str) -> list[Effect]:
+        return self._answer(push, ev.REFUSED, reason, trace.REFUSED)
+
+    def _break_up(self, generation: int, why: str, now: float) -> list[Effect]:
+        waiting = self._parts.break_up(generation)
+        return [effect for push in waiting for effect in self._refuse(push, f"group: {why}")]
+
+    def _book_sum(self, parts: list[ev.Push], last: ev.Push, now: float) -> list[Effect]:
+        """Book all parts and gather their mean, which ``last`` brought as well as the others."""
+        effects: list[Effect] = []
+        weight, epoch_over = 0.0, False
+        weigh = self.settings.weigh
+        reports: list[Effect] = []
+        # The last one's bytes are at hand.
+        for push in [*(p for p in parts if p is not last), last]:
+            staleness = self.version - push.reads[self.shard][1]
+            scale = self.settings.staleness.judge(staleness, self.settings.workers).scale
+            consumed = self.ledger.consumed
+            whole = self.ledger.book(
+                push.epoch, push.fragment, push.stop, push.samples, push.fence, applied=True
+            )
+            own = push.samples if weigh is None else weigh(push)
+            self.round.take((push.worker, push.session), push.seq, own, scale, consumed)
+            weight += scale * own
+            if push is last:
+                record = self._record(push, trace.GATHERED, staleness, scale)
+                effects.append(Gather(push, weight, record))
+            else:
+                record = self._record(push, trace.INCLUDED, staleness, scale)
+                effects.append(Include(push, record))
+            effects.append(self._ack(push, ev.APPLIED, ""))
+            if whole:
+                epoch_over = epoch_over or self.ledger.is_complete(push.epoch)
+                reports.append(self._report(push.epoch, push.fragment, now))
+        return effects + self._end_round(now, epoch_over=epoch_over) + reports
+
+    # --- rounds -------------------------------------------------------------------------------
 
     def _end_round(self, now: float, *, epoch_over: bool = False) -> list[Effect]:
         if not self.round.over(self._clocks.members, now, epoch_over=epoch_over):
@@ -304,8 +396,11 @@ class Server:
 
     def _members_changed(self, event: ev.MembersChanged, now: float) -> list[Effect]:
         self._clocks.change(event)
+        broken: list[Effect] = []
+        if not all(self._clocks.is_member(*member) for member in self._parts.members):
+            broken = self._break_up(self._parts.generation, _LEFT, now)
         seen = Send(ev.SCHEDULER, ev.MembersSeen(self.shard, event.generation))
-        return [seen, *self._end_round(now), *self._publish_clock()]
+        return [seen, *broken, *self._end_round(now), *self._publish_clock()]
 
     # --- the scheduler's wishes ---------------------------------------------------------------
 

@@ -28,6 +28,7 @@ RESTORED = 5
 SNAPSHOT = 6
 GATHERED = 7
 COMMITTED = 8
+INCLUDED = 9
 
 KIND_NAMES = {
     APPLIED: "applied",
@@ -38,10 +39,11 @@ KIND_NAMES = {
     SNAPSHOT: "snapshot",
     GATHERED: "gathered",
     COMMITTED: "committed",
+    INCLUDED: "included",
 }
 
 
-BOOKED = (APPLIED, GATHERED, DROPPED)
+BOOKED = (APPLIED, GATHERED, INCLUDED, DROPPED)
 """The kinds that book samples in the ledger."""
 
 
@@ -52,6 +54,8 @@ class Record(NamedTuple):
     snapshot's step (0: the run's beginning), and ``incarnation`` the one that wrote the record.
     GATHERED books an update in the open round, with ``scale`` as the staleness policy's factor on
     its weight; COMMITTED applies the mean of a round of ``seq`` updates, its rate times ``scale``.
+    INCLUDED books an update that its group has averaged with that of the next GATHERED, and with
+    those INCLUDED directly before it.
     """
 
     kind: int

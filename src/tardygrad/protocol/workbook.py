@@ -80,6 +80,11 @@ class WorkBook:
         """Whether a lease can be granted now."""
         return bool(self._pending) or self._fresh_epoch() is not None
 
+    @property
+    def torn(self) -> bool:
+        """Whether there is work of which some shards have booked more than others."""
+        return any(p[3] for p in self._pending) or any(x.cuts for x in self.leases.values())
+
     def holds_lease(self, worker: int) -> bool:
         """Whether the worker holds a lease."""
         return bool(self._fences_of_worker.get(worker))

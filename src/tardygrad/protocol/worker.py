@@ -11,6 +11,12 @@ shows as a refused push, or, where the staleness policy ends what comes too late
 that was ended early. The worker then abandons all its leases, waits until every outstanding
 push is answered, and goes on with the next lease under a new *session*, pulling afresh. Unanswered
 messages are sent again; every receiver recognises what it had before.
+
+Where workers average their updates among themselves, a session belongs to a *group* for its whole
+life: the worker is *joining* until all ranks are connected, and *reducing* between computation and
+push. Where it can take the servers' step itself it does not read their result: it *follows*, and
+the next push only waits (*holding*) until the one before is answered. Whatever breaks the group
+ends the session.
 """
 
 from __future__ import annotations
@@ -24,20 +30,38 @@ from tardygrad.data.fragments import FragmentPlan
 from tardygrad.errors import InvariantViolation
 from tardygrad.protocol import events as ev
 from tardygrad.protocol.clocks import NOBODY
-from tardygrad.protocol.effects import Compute, Effect, Leave, Publish, Pull, Release, Send
+from tardygrad.protocol.effects import (
+    Compute,
+    Effect,
+    Follow,
+    JoinGroup,
+    Leave,
+    LeaveGroup,
+    Publish,
+    Pull,
+    Reduce,
+    Release,
+    Send,
+)
 
 IDLE = "idle"
 PULLING = "pulling"
 COMPUTING = "computing"
+JOINING = "joining"
+REDUCING = "reducing"
+HOLDING = "holding"
 GONE = "gone"
 
 _NO_SESSION = 0
+_JOIN_PATIENCE = 3
+"""A group that has not come together after so many ``resend_s`` never will."""
 
 
 class WorkerSettings:
     """What a worker must know of the run.
 
     ``exchange_period`` gives the batches of an exchange that begins after so many samples.
+    ``follows``: a rank of a group takes the servers' step itself.
     """
 
     def __init__(
@@ -50,6 +74,7 @@ class WorkerSettings:
         in_flight: int,
         consistency: ASP | SSP,
         awaits_commit: bool = False,
+        follows: bool = False,
         resend_s: float,
     ) -> None:
         self.lineage = lineage
@@ -60,7 +85,13 @@ class WorkerSettings:
         self.in_flight = 0 if consistency.uses_clocks or awaits_commit else in_flight
         self.consistency = consistency
         self.awaits_commit = awaits_commit
+        self.follows = follows
         self.resend_s = resend_s
+
+    @property
+    def slots(self) -> int:
+        """Updates that may be there at a time: those that are unanswered, and one to compute."""
+        return max(self.in_flight, int(self.follows)) + 1
 
 
 class _Outstanding:
@@ -86,6 +117,11 @@ class Worker:
         self.upcoming: ev.Lease | None = None
         self.outstanding: dict[int, _Outstanding] = {}
         self.stopping = ""
+        self.group = self._next_group = ev.ALONE
+        self._connected = True
+        self._brought = 0
+        # The replica is what the servers will come to with the push that is outstanding.
+        self._ahead = False
         self._abandoned = ""
         self._given_up = _NO_SESSION
         self._fresh = True
@@ -113,6 +149,9 @@ class Worker:
             ev.Tick: self._tick,
             ev.Started: self._started,
             ev.StopAsked: self._stop,
+            ev.SessionEnded: self._session_ended,
+            ev.Joined: self._joined,
+            ev.Reduced: self._reduced,
         }
 
     def handle(self, event: ev.Event, now: float) -> list[Effect]:
@@ -137,8 +176,15 @@ class Worker:
             return [] if self.outstanding else self._leave()
         if self.lease is None and not self._take_up():
             return self._ask_for_lease(now, prefetch=False)
+        if self._ahead:
+            self._seq += 1
+            return self._compute(now)
         if len(self.outstanding) > self.settings.in_flight:
             return []
+        if not self._connected:
+            self.phase = JOINING
+            self._phase_since = now
+            return [JoinGroup(self.group)]
         self._seq += 1
         self.phase = PULLING
         self._phase_since = now
@@ -163,6 +209,8 @@ class Worker:
                 return False
             self.session = lease.session
             self._fresh = True
+            self.group = self._next_group
+            self._connected = self.group.size == 1
             # The clock by which the servers know this session.
             self.clock = lease.clock
         self.lease, self.upcoming = lease, None
@@ -172,17 +220,20 @@ class Worker:
     def _leave(self) -> list[Effect]:
         self.phase = GONE
         left = ev.WorkerLeft(self.worker, self.incarnation)
-        return [Send(ev.SCHEDULER, left), Leave(self.stopping)]
+        return [*self._leave_group(), Send(ev.SCHEDULER, left), Leave(self.stopping)]
 
     def _pulled(self, event: ev.Pulled, now: float) -> list[Effect]:
         if self.phase != PULLING or event.seq != self._seq:
             return []
-        lease = self.lease
-        assert lease is not None
         if self.settings.consistency.uses_clocks and self.clock < event.clock < NOBODY:
             self.clock = event.clock
         self._reads = event.reads
         self._fresh = False
+        return self._compute(now)
+
+    def _compute(self, now: float) -> list[Effect]:
+        lease = self.lease
+        assert lease is not None
         self.phase = COMPUTING
         self._phase_since = now
         self._computing = lease
@@ -210,24 +261,36 @@ class Worker:
         if lease is None or lease is not self.lease:
             # Abandoned while it was computed: nobody would accept it.
             return [Release(event.seq), *self._advance(now)]
+        if self.group.size > 1:
+            self.phase, self._brought = REDUCING, event.samples
+            return [Reduce(event.seq, self.group, event.samples)]
+        return self._push(event.seq, event.samples, lease, now)
+
+    def _push(self, seq: int, samples: int, lease: ev.Lease, now: float) -> list[Effect]:
         push = ev.Push(
             self.settings.lineage,
             self.worker,
             self.session,
-            event.seq,
+            seq,
             lease.fence,
             lease.epoch,
             lease.fragment,
             self._position,
             self._range_stop,
-            event.samples,
+            samples,
             self.clock,
             self._reads,
+            self.group.generation,
+            self.group.size,
         )
-        self.outstanding[event.seq] = _Outstanding(push, self.settings.shards, now)
+        self.outstanding[seq] = _Outstanding(push, self.settings.shards, now)
         self.clock += 1
         self._position = self._range_stop
         effects: list[Effect] = [Publish(push, self.settings.shards)]
+        self._ahead = self.group.size > 1 and self.settings.follows
+        if self._ahead:
+            self._reads = tuple((incarnation, version + 1) for incarnation, version in self._reads)
+            effects.append(Follow(seq))
         if self._position == lease.stop:
             self.lease = None
         elif 2 * self._position >= lease.first + lease.stop:
@@ -245,6 +308,45 @@ class Worker:
             # worker may be fast enough for these batches.
             effects += self._abandon(self.session, f"stopped: {event.reason}", now)
         return effects + self._advance(now)
+
+    # --- groups -------------------------------------------------------------------------------
+
+    def _joined(self, event: ev.Joined, now: float) -> list[Effect]:
+        if self.phase != JOINING or event.generation != self.group.generation:
+            return []
+        if event.error:
+            return self._break_up(f"its group did not come together: {event.error}", now)
+        self.phase = IDLE
+        self._connected = True
+        return self._advance(now)
+
+    def _reduced(self, event: ev.Reduced, now: float) -> list[Effect]:
+        if self.phase != REDUCING or event.seq != self._seq:
+            return []
+        if event.error:
+            return self._break_up(f"its group broke: {event.error}", now)
+        self.phase = HOLDING
+        return self._let_go(now)
+
+    def _let_go(self, now: float) -> list[Effect]:
+        if self.outstanding:
+            return []
+        self.phase = IDLE
+        assert self.lease is not None
+        return self._push(self._seq, self._brought, self.lease, now)
+
+    def _session_ended(self, event: ev.SessionEnded, now: float) -> list[Effect]:
+        if event.session <= self.session:
+            return []
+        return self._break_up("the scheduler has ended the session", now)
+
+    def _break_up(self, reason: str, now: float) -> list[Effect]:
+        return [*self._abandon(self.session, reason, now), *self._advance(now)]
+
+    def _leave_group(self) -> list[Effect]:
+        group, self.group, self._connected = self.group, ev.ALONE, True
+        self._ahead = False
+        return [LeaveGroup(group.generation)] if group.size > 1 else []
 
     # --- answers ------------------------------------------------------------------------------
 
@@ -270,7 +372,8 @@ class Worker:
         if entry.waiting:
             return []
         del self.outstanding[event.seq]
-        return [Release(event.seq), *self._advance(now)]
+        next_ = self._let_go(now) if self.phase == HOLDING else self._advance(now)
+        return [Release(event.seq), *next_]
 
     def _gap(self, event: ev.Acked, entry: _Outstanding, now: float) -> list[Effect]:
         earlier = [
@@ -292,20 +395,22 @@ class Worker:
     def _abandon(self, session: int, reason: str, now: float) -> list[Effect]:
         if session <= self._given_up:
             return []
-        self._give_up(session)
+        effects = self._give_up(session)
         if self.upcoming is not None:
-            return []
+            return effects
         self._abandoned = reason
         self._asked = None
-        return self._ask_for_lease(now, prefetch=False)
+        return effects + self._ask_for_lease(now, prefetch=False)
 
-    def _give_up(self, session: int) -> None:
+    def _give_up(self, session: int) -> list[Effect]:
         self._given_up = session
         self.lease = None
         if self.upcoming is not None and self.upcoming.session <= session:
             self.upcoming = None
-        if self.phase == PULLING:
+        reduced = self.phase in (REDUCING, HOLDING)
+        if reduced or self.phase in (PULLING, JOINING):
             self.phase = IDLE
+        return [*self._leave_group(), *([Release(self._seq)] if reduced else [])]
 
     # --- the scheduler ------------------------------------------------------------------------
 
@@ -337,16 +442,17 @@ class Worker:
         self._asked = None
         self._abandoned = ""
         self._received = event.lease.fence
-        self.upcoming = event.lease
+        self.upcoming, self._next_group = event.lease, event.group
+        effects: list[Effect] = []
         if event.lease.session > self.session > self._given_up:
             # A new session: the scheduler has ended all leases of the one at hand.
-            self._give_up(self.session)
-        return self._advance(now)
+            effects = self._give_up(self.session)
+        return effects + self._advance(now)
 
     def _stop(self, event: ev.StopAsked, now: float) -> list[Effect]:
         self.stopping = event.reason or "asked to stop"
-        if self.phase == PULLING:
-            # The parameters are of no use any more, and may have to be waited for.
+        if self.phase in (PULLING, JOINING):
+            # What it waits for is of no use any more, and may never come.
             self.phase = IDLE
         return self._advance(now)
 
@@ -363,4 +469,6 @@ class Worker:
         if self.phase == PULLING and now - self._phase_since >= patience:
             self._phase_since = now
             effects.append(self._pull_effect())
+        if self.phase == JOINING and now - self._phase_since >= _JOIN_PATIENCE * patience:
+            effects += self._break_up("its group did not come together", now)
         return effects

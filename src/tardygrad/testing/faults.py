@@ -30,6 +30,8 @@ from tardygrad.testing.simulation import (
 BATCH = 4
 TORCH_EVERY = 40
 """Of so many schedules one has a torch model, if its run is short."""
+GROUPS_SHARE = 0.3
+"""Of the schedules with rounds, so many average in groups."""
 _TORCH_SAMPLES = 160
 _FEATURES = 6
 
@@ -150,6 +152,8 @@ def _with_rounds(schedule: Schedule, rng: random.Random) -> Schedule:
     # What counts samples would see the mean of a round.
     if schedule.model == "counting" or method["consistency"]["name"] != "asp" or rng.random() < 0.3:
         return schedule
+    if random.Random(f"group of {schedule.seed}").random() < GROUPS_SHARE:
+        return _with_groups(schedule)
     count = rng.randint(1, 5)
     admission = rng.choice(
         (
@@ -180,7 +184,7 @@ def _with_balance(schedule: Schedule, rng: random.Random) -> Schedule:
     by_rate = {"name": "quadratic", "alpha": rng.choice((0.05, 0.12)), "most": 6}
     if rng.random() < 0.5:
         changes["exchange_schedule"] = rng.choice((growing, by_rate))
-    if method["staleness"].get("again") and rng.random() < 0.5:
+    if method.get("staleness", {}).get("again") and rng.random() < 0.5:
         changes["staleness"] = {"stops": True}
     if admission == "quorum" and rng.random() < 0.5:
         changes["admission"] = {"weights": "tokens"}
@@ -207,6 +211,15 @@ def _with_links(schedule: Schedule, rng: random.Random) -> Schedule:
     return dataclasses.replace(
         schedule, settings=merge(schedule.settings, {"simulation": simulation})
     )
+
+
+def _with_groups(schedule: Schedule) -> Schedule:
+    carried = ("exchange_period", "optimizer")
+    method = {key: value for key, value in schedule.settings["method"].items() if key in carried}
+    in_flight = min(schedule.settings["method"]["in_flight"], 1)
+    method |= {"name": "all_reduce", "in_flight": in_flight}
+    settings = {**schedule.settings, "method": method}
+    return dataclasses.replace(schedule, settings=settings)
 
 
 def _network() -> nn.Module:
