@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from tardygrad.consistency import NO_NEED
-from tardygrad.engines.base import Job
+from tardygrad.engines.base import Job, SnapshotStore
 from tardygrad.engines.inline_disk import Disks
 from tardygrad.engines.inline_world import Computing, Member, Served, Stored, Watcher, World
 from tardygrad.engines.shard_host import ShardHost
@@ -32,12 +32,15 @@ class Members(World):
     """The workers' and servers' side of the interpreter. ``events`` counts what was handled."""
 
     disks: Disks
+    store: SnapshotStore
 
     def __init__(self, job: Job, watcher: Watcher | None) -> None:
         super().__init__(job)
         self.job, self.watcher = job, watcher
         self.events = 0
         self.shards = len(job.ranges)
+        self.form = job.push_format
+        self.coders = self.form.coders()
         self.server_addresses = [("server", shard) for shard in range(self.shards)]
         self.adapter = job.build_adapter()
         self.samples_in = functools.cache(job.plan.samples_in)
@@ -71,17 +74,38 @@ class Members(World):
     # --- messages -----------------------------------------------------------------------------
 
     def _send(self, effect: ef.Send, source: ev.Address) -> None:
+        if type(effect.message) is ev.WorkerLeft:
+            member = self.at(source)
+            if member.host is not None:
+                packer = member.host.packer
+                self.job.leave(source[1], member.incarnation, packer, self.store)
         self.send(source, effect.to, effect.message)
 
     def _publish(self, effect: ef.Publish, source: ev.Address) -> None:
         member = self.at(source)
-        payload = member.slots.get(effect.push.seq)
+        payload = self._packed(member, effect.push.seq)
+        member.counters.pushed(self.form, effect.shards)
         for shard in effect.shards:
             self.send(source, self.server_addresses[shard], effect.push, payload)
+
+    def _packed(self, member: Member, seq: int) -> torch.Tensor | None:
+        """The bytes of a push, packed when it is first published."""
+        update = member.slots.get(seq)
+        if update is None or update.dtype == torch.uint8:
+            return update
+        packer = member.host.packer
+        push = update.view(torch.uint8)
+        if packer is not None:
+            push = torch.empty(self.form.nbytes, dtype=torch.uint8)
+            packer.pack(seq, update, push)
+        member.slots[seq] = push
+        return push
 
     def _release(self, effect: ef.Release, source: ev.Address) -> None:
         member = self.at(source)
         member.slots.pop(effect.seq, None)
+        if member.host is not None and member.host.packer is not None:
+            member.host.packer.answered(effect.seq, effect.lost)
 
     def _leave(self, effect: ef.Leave, source: ev.Address) -> None:
         member = self.at(source)
@@ -160,7 +184,6 @@ class Members(World):
             member.host.adapter.release()
         member.slots[effect.seq] = update
         member.counters.computed(effect.lease.epoch, samples, batches, loss, seconds)
-        member.counters.pushed_bytes += 4 * self.job.layout.parameters_size
         member.computing = Computing(effect.seq, member.reads, self.now + seconds)
         done = ev.Computed(effect.seq, samples)
         self.later(seconds, source, done, member.incarnation)
@@ -191,10 +214,9 @@ class Members(World):
         counters.applied(effect.push.worker, effect.record.staleness)
         if counters.first_update_s is None:
             counters.first_update_s = self.now
-        update = member.slots[0]
-        if update is not None:
-            size = self.job.layout.parameters_size
-            host.apply(effect, update[self.job.ranges[source[1]].slice], update[size:])
+        push = member.slots[0]
+        if push is not None:
+            host.apply(effect, *self._unpacked(push, source[1]))
         if self.stop_at is not None:
             self._overtake(source, effect.record, self.stop_at)
 
@@ -202,10 +224,13 @@ class Members(World):
         member = self.at(source)
         member.host.trace.write(effect.record)
         member.counters.applied(effect.push.worker, effect.record.staleness)
-        update = member.slots[0]
-        if update is not None:
-            size = self.job.layout.parameters_size
-            member.host.gather(effect, update[self.job.ranges[source[1]].slice], update[size:])
+        push = member.slots[0]
+        if push is not None:
+            member.host.gather(effect, *self._unpacked(push, source[1]))
+
+    def _unpacked(self, push: torch.Tensor, shard: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """A shard's part of a push, and the buffers."""
+        return self.coders[shard].decode(self.form.part(push, shard)), self.form.buffers(push)
 
     def _commit(self, effect: ef.Commit, source: ev.Address) -> None:
         member = self.at(source)
