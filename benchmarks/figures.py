@@ -16,6 +16,7 @@ from typing import Any
 from benchmarks import uneven
 from benchmarks.crossing import EVERY
 from benchmarks.harness import Figure, SideFailed, run_side
+from tardygrad.codecs import names
 
 WINDOW_S = 5.0
 CHECKPOINTS_S = 10.0
@@ -147,6 +148,27 @@ def _size_of(side: str, kind: str) -> Side:
     return size
 
 
+@functools.cache
+def _codec(name: str) -> dict[str, Any]:
+    """Bytes a sample and accuracy; a codec's bytes are the same in every run."""
+    return run_side("codecs", name)
+
+
+def _codec_figure(name: str) -> Figure:
+    def note() -> str:
+        here, there = _codec(name)["accuracy"], _codec("fp32")["accuracy"]
+        return (
+            f"mlp, 2 workers, push every step; {here:.2f} % test accuracy after 2 epochs, "
+            f"{there:.2f} % with fp32"
+        )
+
+    return Figure(
+        f"codec {name}, bytes pushed a sample, vs fp32", "bytes",
+        lambda _: float(_codec(name)["value"]), lambda _: float(_codec("fp32")["value"]),
+        None, None, smaller_is_better=True, rounds=1, note=note,
+    )  # fmt: skip
+
+
 def _speeds() -> list[Figure]:
     speed = "samples/s"
     return [
@@ -205,4 +227,5 @@ def figures() -> list[Figure]:
                _size_of("ours", "pss_mib"), _size_of("plain", "pss_mib"), None, None,
                judged="difference", smaller_is_better=True,
                note="mlp, 2 workers; a page that processes share counts for each by its share"),
+        *(_codec_figure(name) for name in names() if name != "fp32"),
     ]  # fmt: skip

@@ -22,9 +22,10 @@ Written by `python docs/methods_page.py` from the methods' own texts; do not edi
 `--set method=NAME`, or `method="NAME"` from Python, takes the same model, data and checkpoint to any
 of these; `tardygrad train --resume RUN --set method=NAME` goes on with another. A method is a
 configuration of orthogonal choices: what a worker pushes, what a server does with it, when updates
-take effect (`admission`), who may go on (`consistency`), and what a stale update is worth
-(`staleness`). The last three can be set for every method. What a worker does between two exchanges can
-follow its speed, and change over the run: [load balancing](balancing.md).
+take effect (`admission`), who may go on (`consistency`), what a stale update is worth (`staleness`),
+and what travels of an update ([`codec`](codecs.md)). The last four can be set for every method. What a
+worker does between two exchanges can follow its speed, and change over the run:
+[load balancing](balancing.md).
 
 | method | workers push | takes effect | when |
 |---|---|---|---|
@@ -41,7 +42,7 @@ follow its speed, and change over the run: [load balancing](balancing.md).
 | [`easgd`](#easgd) | elastic differences | at once | long periods, exploration |
 | [`incremental_sgd`](#incremental_sgd) | deltas | once an epoch | data handed out as tasks |
 
-Not there yet: gossip, codecs, streaming fragments of parameters.
+Not there yet: gossip, streaming fragments of parameters.
 """
 
 

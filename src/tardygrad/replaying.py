@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -25,6 +26,7 @@ import torch
 from tardygrad.engines import sums
 from tardygrad.engines.base import Job, Tensors
 from tardygrad.engines.gloo import Rehearsal
+from tardygrad.engines.packing import Packer
 from tardygrad.engines.shard_host import ShardHost, digest
 from tardygrad.engines.worker_host import WorkerHost
 from tardygrad.errors import LedgerError, RunDirectoryError
@@ -32,10 +34,12 @@ from tardygrad.metrics import sink
 from tardygrad.protocol import trace
 from tardygrad.protocol.effects import Apply, Commit, Compute, Gather, Include
 from tardygrad.protocol.events import Lease
-from tardygrad.protocol.history import History, Life, State, Step, impossible, push_of
+from tardygrad.protocol.history import History, State, Step, impossible, push_of
+from tardygrad.protocol.history import Life as ShardLife
+from tardygrad.protocol.residuals import Chains, Life, Residual, Returned
 from tardygrad.protocol.trace import Record
 from tardygrad.storage.run_directory import RunDirectory
-from tardygrad.storage.traces import cuts, read_traces
+from tardygrad.storage.traces import cuts, read_residuals, read_traces
 
 __all__ = ["ReplayReport", "replay", "replay_traces"]
 
@@ -88,14 +92,14 @@ def replay(
     expected = _recorded_digest(directory)
     _check_one_method(directory)
     _check_one_shape(directory)
-    traces = read_traces(directory.trace)
+    traces, residuals = read_traces(directory.trace), read_residuals(directory.trace)
     threads = torch.get_num_threads()
     try:
         with torch.random.fork_rng(devices=[]):
             job = job_of_run(directory.path, None if data is None else {"data": (data, test_data)})
             torch.set_num_threads(job.config.threads)
             began = time.perf_counter()
-            execution = _Execution(job, traces, progress)
+            execution = _Execution(job, traces, residuals, progress)
             found = digest([execution.run()])
             return ReplayReport(expected, found, execution.done, time.perf_counter() - began)
     finally:
@@ -103,20 +107,24 @@ def replay(
 
 
 def replay_traces(
-    job: Job, traces: Sequence[Sequence[Record]], progress: Progress | None = None
+    job: Job,
+    traces: Sequence[Sequence[Record]],
+    residuals: Sequence[Residual] = (),
+    progress: Progress | None = None,
 ) -> torch.Tensor:
     """The final parameters and averaged buffers of a run, float32 ``[layout.size]``.
 
     Args:
         job: What the run was given; its ``trace_directory`` and engine are not looked at.
         traces: For each shard its records, oldest first.
+        residuals: What workers wrote down of their residuals, oldest first.
         progress: Called now and then.
 
     Raises:
         LedgerError: The traces are impossible: something was read that never was, say.
         ReplayMismatch: The traces lack a step that the parameters depend on.
     """
-    return _Execution(job, traces, progress).run()
+    return _Execution(job, traces, residuals, progress).run()
 
 
 def _recorded_digest(directory: RunDirectory) -> str:
@@ -214,8 +222,8 @@ class _Shard:
     """One shard on its way through its lives."""
 
     def __init__(
-        self, job: Job, number: int, lives: Iterable[Life], flat: torch.Tensor, memory: _Memory,
-        average: _Averages,
+        self, job: Job, number: int, lives: Iterable[ShardLife], flat: torch.Tensor,
+        memory: _Memory, average: _Averages,
     ) -> None:  # fmt: skip
         self._job = job
         self._average = average
@@ -283,7 +291,11 @@ class _Execution:
     """Computes what is needed of a run; ``done`` counts the steps."""
 
     def __init__(
-        self, job: Job, traces: Sequence[Sequence[Record]], progress: Progress | None
+        self,
+        job: Job,
+        traces: Sequence[Sequence[Record]],
+        residuals: Sequence[Residual],
+        progress: Progress | None,
     ) -> None:
         if len(traces) != len(job.ranges):
             raise LedgerError(
@@ -295,12 +307,14 @@ class _Execution:
         self._progress = progress
         self._reported = 0.0
         stateful = job.method.keeps_replica or job.layout.buffers_size > 0
-        self._history = History(traces, stateful=stateful)
+        self._chains = Chains(residuals) if job.method.codec.remembers else None
+        self._history = History(traces, stateful=stateful, chains=self._chains)
         self._total = self._history.needed
         self._memory = _Memory(self._history)
         self._computed: set[Step] = set()
         self._updates: dict[Step, torch.Tensor] = {}
-        self._hosts: dict[int, WorkerHost] = {}
+        self._hosts: dict[Life, WorkerHost] = {}
+        self._returned: dict[Life, deque[Returned]] = {}
         self._idle: list[WorkerHost] = []
 
     def run(self) -> torch.Tensor:
@@ -351,10 +365,12 @@ class _Execution:
         return True
 
     def _execute(self, step: Step) -> None:
-        host = self._hosts.get(step.session)
+        host = self._hosts.get(step.chain)
         if host is None:
-            host = self._hosts[step.session] = self._idle.pop() if self._idle else self._new_host()
-        fresh = step.previous is None
+            host = self._hosts[step.chain] = self._idle.pop() if self._idle else self._new_host()
+            host.packer = self._new_packer(step.chain)
+        before = step.previous
+        fresh = before is None or before.record.session != step.record.session
         target = host.pull_target(fresh=fresh)
         parts = [self._memory.read(state) for state in step.reads]
         for key_range, (parameters, _) in zip(self._job.ranges, parts, strict=True):
@@ -364,18 +380,39 @@ class _Execution:
         update = torch.zeros(self._job.layout.size)
         host.compute(_compute_effect(step.record), update)
         host.adapter.release()
+        if host.packer is not None:
+            self._pack(host.packer, step, update)
         self._computed.add(step)
         if step.uses:
             self._updates[step] = update
-        self._history.left[step.session] -= 1
-        if not self._history.left[step.session]:
-            self._idle.append(self._hosts.pop(step.session))
+        self._history.left[step.chain] -= 1
+        if not self._history.left[step.chain]:
+            self._idle.append(self._hosts.pop(step.chain))
         self.done += 1
         self._report()
 
     def _new_host(self) -> WorkerHost:
         job = self._job
         return WorkerHost(job.method, job.build_adapter(), job.train, job.plan)
+
+    def _new_packer(self, chain: Life) -> Packer | None:
+        if self._job.method.codec.is_plain:
+            return None
+        if self._chains is not None:
+            self._returned[chain] = deque(self._chains.returned(chain))
+        return Packer(self._job.push_format, chain[0], lambda entry: None)
+
+    def _pack(self, packer: Packer, step: Step, update: torch.Tensor) -> None:
+        """Leave in ``update`` what the codec makes of it."""
+        seq, returned = step.record.seq, self._returned.get(step.chain, deque())
+        while returned and returned[0].at <= seq:
+            entry = returned.popleft()
+            packer.answered(entry.seq, entry.shards)
+        push = torch.empty(self._job.push_format.nbytes, dtype=torch.uint8)
+        packer.pack(seq, update, push)
+        if all(entry.seq != seq for entry in returned):
+            packer.answered(seq, ())
+        packer.unpack(push, update)
 
     def _report(self, *, last: bool = False) -> None:
         if self._progress is None:

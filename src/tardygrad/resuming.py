@@ -2,17 +2,18 @@
 
 What a resumed run would contradict (another amount of data, fewer epochs than are trained already,
 checkpoints that are all damaged) is refused before anything is written. Another method goes on with
-the parameters, the versions and the ledgers; its own state begins anew.
+the parameters, the versions and the ledgers; its own state begins anew. What codecs have left out
+at the workers goes on with a run that was stopped in good order, if it still means the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 from tardygrad.data.fragments import FragmentPlan
-from tardygrad.engines.base import Job
+from tardygrad.engines.base import Job, WorkerState
 from tardygrad.engines.stores import DirectoryStore
 from tardygrad.errors import CheckpointError, ConfigError, UsageError
 from tardygrad.metrics.sink import read
@@ -20,7 +21,7 @@ from tardygrad.protocol.ledger import Ledger
 from tardygrad.reshaping import mend, reshape
 from tardygrad.storage.run_directory import RunDirectory
 
-__all__ = ["begins_anew", "check_resumable", "made_ready", "placed"]
+__all__ = ["begins_anew", "check_resumable", "made_ready", "placed", "with_residuals"]
 
 
 def check_resumable(directory: RunDirectory, job: Job, store: DirectoryStore) -> None:
@@ -105,6 +106,45 @@ def made_ready(directory: RunDirectory, job: Job, store: DirectoryStore) -> list
 def _next_step(directory: RunDirectory, store: DirectoryStore) -> int:
     # Above every one that there ever was: another place may still have those that are gone here.
     return max(store.next_step(), *(step + 1 for step in _told(directory, "checkpoint", "step")), 1)
+
+
+class WorkerStates(Protocol):
+    """A store that knows what workers left."""
+
+    def workers(self) -> tuple[int, dict[int, WorkerState]]:
+        """The newest checkpoint's number, and what it has of workers."""
+        ...
+
+
+def with_residuals(job: Job, store: WorkerStates) -> tuple[Job, list[str]]:
+    """The job that goes on with what workers left, and why it does not with what it cannot."""
+    step, found = store.workers()
+    codec, told = job.method.codec, []
+    section = codec.model_dump(mode="json")
+    workers = range(job.config.workers)
+    kept = [left for left in found.values() if left.kind == job.method.kind]
+    gone = [w for w in found if w not in workers]
+    if not codec.remembers:
+        if found:
+            told.append(f"the codec {codec.name} leaves nothing out; what workers held is dropped")
+        return replace(job, residuals=0), told
+    if len(kept) < len(found):
+        others = sorted({left.kind for left in found.values()} - {job.method.kind})
+        told.append(f"it is of {' and '.join(others)}, the run goes on with {job.method.kind}")
+        return replace(job, residuals=0), told
+    if not found:
+        told.append("the newest checkpoint has nothing of it: only that of a run that ends has")
+    elif missing := [w for w in workers if w not in found]:
+        told.append(f"the checkpoint has none of {_workers(missing)}, who begin with nothing")
+    if gone:
+        told.append(f"there are {len(workers)} workers now; that of {_workers(gone)} is dropped")
+    if any(left.codec != section for left in found.values()):
+        told.append(f"it was left by another codec or other settings than {section}, and is kept")
+    return replace(job, residuals=step if found else 0), told
+
+
+def _workers(numbers: list[int]) -> str:
+    return f"worker{'s' * (len(numbers) > 1)} {', '.join(map(str, sorted(numbers)))}"
 
 
 def placed(job: Job, directory: RunDirectory, store: DirectoryStore, generation: int) -> Job:

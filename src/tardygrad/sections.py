@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _ARGUMENTS = ("lr", "momentum", "nesterov", "dampening", "betas", "eps", "amsgrad")
 _OF_THE_METHOD = (
-    *("optimizer", "schedule", "staleness", "consistency", "exchange_period", "in_flight"),
+    *("optimizer", "schedule", "staleness", "consistency", "exchange_period", "in_flight", "codec"),
     *("mixing", "weight_decay", "clip_norm", "clip_value", "balance", "exchange_schedule"),
 )
 FAMILIAR = {

@@ -42,7 +42,7 @@ from tardygrad.metrics.sink import MetricsLog, read
 from tardygrad.models.factory import build
 from tardygrad.observer import RunObserver, stopped_by_signals
 from tardygrad.preflight import check_first_batch
-from tardygrad.resuming import begins_anew, check_resumable, made_ready, placed
+from tardygrad.resuming import begins_anew, check_resumable, made_ready, placed, with_residuals
 from tardygrad.storage.atomic import write_bytes
 from tardygrad.storage.run_directory import RunDirectory
 
@@ -328,6 +328,10 @@ class _Stage:
                 observer.decided(decision, reason)
             if generation and (why := begins_anew(store, job)):
                 observer.decided("the method's state begins anew", why)
+            if generation:
+                job, told = with_residuals(job, store)
+                for why in told:
+                    observer.decided("what codecs left out at the workers", why)
             start = self._start_fields(job)
             observer.emit("run_start", **start)
             self.callbacks.begin()
@@ -415,6 +419,7 @@ class _Stage:
             "workers": statistics.workers(max(seconds, 1e-9)),
             "servers": statistics.servers(),
             "bytes_pushed": int(statistics.totals("pushed_bytes")),
+            "bytes_unencoded": int(statistics.totals("unencoded_bytes")),
             "bytes_pulled": int(statistics.totals("pulled_bytes")),
             "ledger": {"exact": found.exact, **totals},
             "final": final,

@@ -16,12 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tardygrad.engines import runtime_directory, shared_memory
+from tardygrad.engines.bells import Bell, Ringer
 from tardygrad.engines.shared_memory import (
     Answer,
     Arena,
-    Bell,
     Geometry,
-    Ringer,
     arena_of,
     share,
     shared,

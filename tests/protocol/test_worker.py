@@ -227,7 +227,7 @@ def test_a_refused_push_ends_the_session(outcome: str) -> None:
     assert bench.machine.phase == IDLE and bench.machine.lease is None
     # The new session's first pull waits until nothing of the old one is on its way.
     assert bench.grant(lease(9, session=2)) == []
-    assert bench.acked(push, 1) == [ef.Release(1), ef.Pull(3, (), True)]
+    assert bench.acked(push, 1) == [ef.Release(1, (0,)), ef.Pull(3, (), True)]
     assert bench.machine.session == 2
 
 
@@ -261,8 +261,27 @@ def test_a_lease_of_a_new_session_ends_the_one_at_hand() -> None:
     bench.grant(lease(9, session=2, clock=4))
     bench.acked(push, 0, ev.REFUSED)
     assert bench.asked() == []
-    assert bench.acked(push, 1, ev.REFUSED) == [ef.Release(1), ef.Pull(2, (), True)]
+    assert bench.acked(push, 1, ev.REFUSED) == [ef.Release(1, (0, 1)), ef.Pull(2, (), True)]
     assert (bench.machine.session, bench.machine.clock) == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "lost"),
+    [(ev.APPLIED, ()), (ev.DROPPED, (0,)), (ev.DUPLICATE, (0,)), (ev.REFUSED, (0,))],
+)
+def test_it_tells_where_a_push_was_not_taken(outcome: str, lost: tuple[int, ...]) -> None:
+    bench = at_work()
+    push = bench.computed()
+    bench.acked(push, 0, outcome)
+    assert bench.acked(push, 1)[0] == ef.Release(1, lost)
+
+
+def test_a_duplicate_of_what_was_sent_again_was_taken_at_first() -> None:
+    bench = at_work()
+    push = bench.computed()
+    bench.acked(push, 1)
+    assert ef.Publish(push, (0,)) in bench.do(ev.Tick(), 100.0)
+    assert bench.acked(push, 0, ev.DUPLICATE)[0] == ef.Release(1)
 
 
 def test_answers_to_an_earlier_life_are_ignored() -> None:

@@ -22,6 +22,7 @@ LAYERS = (
     ("simulation_settings",),
     ("config",),
     ("layout", "admission", "balancing", "consistency", "staleness", "data"),
+    ("codecs",),
     ("methods",),
     ("protocol",),
     ("models", "storage", "metrics"),
@@ -56,7 +57,7 @@ IMPURE = {
     "ray",
     "keras",
 }
-FORBIDDEN = {"methods": IMPURE, "protocol": IMPURE | {"torch"}}
+FORBIDDEN = {"codecs": IMPURE, "methods": IMPURE, "protocol": IMPURE | {"torch"}}
 
 # `tardygrad --help` must not wait for these, nor a command that only reads a run, and the pure core
 # must not reach them by any way.
@@ -183,13 +184,15 @@ def impure(modules: Modules) -> Iterator[str]:
 
 
 def sibling_imports(modules: Modules) -> Iterator[str]:
-    """Methods and engines are found by name: no method knows another, and no engine either."""
+    """Methods, codecs and engines are found by name: none of them knows another of its kind."""
     for name in modules:
         for found in imports(name, modules):
             if found.target == name or found.only_types:
                 continue
             if layer(name) == "methods" and _is_method(found.target, modules):
                 yield f"{name}:{found.line} imports the method {found.target}: share through rules"
+            if layer(name) == "codecs" and _is_codec(found.target, modules):
+                yield f"{name}:{found.line} imports the codec {found.target}: share through base"
             own, other = _engine(name), _engine(found.target)
             if own and other and own != other:
                 yield f"{name}:{found.line} imports {found.target}: engines share through base"
@@ -198,11 +201,19 @@ def sibling_imports(modules: Modules) -> Iterator[str]:
 def _is_method(module: str, modules: Modules) -> bool:
     """A file in methods/ that defines a subclass of Method."""
     shared = module.endswith(".base") or ".rules." in module
-    if layer(module) != "methods" or module not in modules or shared:
-        return False
-    return any(
+    return layer(module) == "methods" and not shared and _defines(module, "Method", modules)
+
+
+def _is_codec(module: str, modules: Modules) -> bool:
+    """A file in codecs/ that defines a subclass of Codec."""
+    shared = module.endswith(".base")
+    return layer(module) == "codecs" and not shared and _defines(module, "Codec", modules)
+
+
+def _defines(module: str, kind: str, modules: Modules) -> bool:
+    return module in modules and any(
         isinstance(node, ast.ClassDef)
-        and any(ast.unparse(base).endswith("Method") for base in node.bases)
+        and any(ast.unparse(base).endswith(kind) for base in node.bases)
         for node in modules[module].body
     )
 
@@ -330,6 +341,8 @@ def test_siblings_on_samples() -> None:
     methods["methods.schedules"] = "from .one import One"
     [problem] = sibling_imports(tree(methods))
     assert problem.startswith("tardygrad.methods.schedules:1 imports the method tardygrad.methods.")
+    codecs = {"codecs.a": "class A(LossyCodec): ...", "codecs.b": "from tardygrad.codecs import a"}
+    assert len(list(sibling_imports(tree(codecs)))) == 1
     engines = {"engines.inline": "", "engines.base": "", "engines.processes_main": ""}
     engines["engines.processes"] = "from tardygrad.engines import base, processes_main"
     assert list(sibling_imports(tree(engines))) == []

@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tardygrad.codecs import names
 from tardygrad.data.fragments import FragmentPlan, Permutations
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -280,6 +281,19 @@ def test_every_figure_is_called_once_and_asks_for_something_possible() -> None:
             judged = "ours" if made.peer is None else made.judged
             upper = judged != "ratio" and made.smaller_is_better
             assert (made.aim <= made.at_least) if upper else (made.aim >= made.at_least)
+
+
+def test_every_codec_has_a_figure_beside_no_codec(monkeypatch: pytest.MonkeyPatch) -> None:
+    def side(module: str, name: str) -> dict[str, float]:
+        assert module == "codecs"
+        return {"value": 100.0 if name == "fp32" else 25.0, "accuracy": 97.0}
+
+    monkeypatch.setattr(figures, "run_side", side)
+    monkeypatch.setattr(figures, "_codec", functools.cache(figures._codec.__wrapped__))
+    found = [document(f) for f in select(["codec "], figures.figures())]
+    assert [d["figure"].split()[1].rstrip(",") for d in found] == sorted({*names()} - {"fp32"})
+    assert {(d["ours"], d["peer"], d["value"]) for d in found} == {(25.0, 100.0, 4.0)}
+    assert "97.00 % test accuracy after 2 epochs" in found[0]["note"]
 
 
 def test_the_best_rate_must_always_arrive() -> None:

@@ -13,7 +13,8 @@ import torch
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from tardygrad import documents, methods
+from tardygrad import codecs, documents, methods
+from tardygrad.codecs.base import Codec
 from tardygrad.config import DEFAULT_METHOD, Duration, Fault, RunConfig
 from tardygrad.engines import inline
 from tardygrad.sections import FAMILIAR, Section
@@ -49,6 +50,9 @@ def keys(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]
     for name, field in section.model_fields.items():
         path = f"{prefix}{field.alias or name}"
         kinds = [kind for kind in inside(field.annotation) if kind not in (Duration, Fault)]
+        if Codec in kinds:
+            # The alternatives are found by their files' names.
+            kinds = [codecs.find(each) for each in codecs.names()]
         default = field.get_default(call_default_factory=True)
         for kind in kinds:
             for key, value in keys(kind, f"{path}."):

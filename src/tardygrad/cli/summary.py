@@ -58,6 +58,11 @@ def _figures(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     )
     mean = f"mean {wording.number(staleness.get('mean'), '.2f')}"
     figures.append(("staleness", f"{mean} ({spread})" if spread else mean))
+    pushed, unencoded = summary.get("bytes_pushed"), summary.get("bytes_unencoded")
+    if pushed and unencoded and pushed != unencoded:
+        times = f"{unencoded / pushed:.3g} times as much"
+        said = f"{wording.size(pushed)} (without the codec {wording.size(unencoded)}, {times})"
+        figures.append(("pushed", said))
     if summary.get("first_update_s") is not None:
         first = wording.number(summary["first_update_s"], ".1f")
         figures.append(("first update", f"{first} s after the command"))

@@ -16,14 +16,17 @@ from typing import Any, Protocol
 import torch
 
 from tardygrad.balancing import steps_of
+from tardygrad.codecs.pushes import PushFormat
 from tardygrad.config import RunConfig
 from tardygrad.data.fragments import FragmentPlan
 from tardygrad.data.sources import Source
+from tardygrad.engines.packing import Packer
 from tardygrad.layout import KeyRange, Layout
 from tardygrad.methods.base import Method
 from tardygrad.models.base import ModelAdapter
 from tardygrad.protocol.effects import CommitCheckpoint
 from tardygrad.protocol.events import Push
+from tardygrad.protocol.residuals import Inherited, Residual
 from tardygrad.protocol.scheduler import Scheduler
 from tardygrad.protocol.scheduler_settings import SchedulerSettings
 from tardygrad.protocol.server import Server, ServerSettings
@@ -58,6 +61,20 @@ class Snapshot:
         return bool(self.state.get("rule", method.kind) == method.kind)
 
 
+@dataclass(frozen=True)
+class WorkerState:
+    """What a worker that left in good order has left for its slot's next process.
+
+    ``kind`` and ``codec`` say of what it is: the method's kind and the codec's section.
+    """
+
+    worker: int
+    incarnation: int
+    kind: str
+    codec: dict[str, Any]
+    tensors: Tensors = field(default_factory=dict, repr=False)
+
+
 class SnapshotStore(Protocol):
     """Where snapshots and checkpoints are kept."""
 
@@ -70,7 +87,21 @@ class SnapshotStore(Protocol):
     def commit(
         self, step: int, files: tuple[tuple[str, int, str], ...], state: dict[str, Any]
     ) -> None:
-        """Make the checkpoint ``step`` valid. Raises StorageError."""
+        """Make the checkpoint ``step`` valid, with what those in ``state["left"]`` wrote.
+
+        Raises StorageError.
+        """
+        ...
+
+    def write_worker(self, state: WorkerState) -> None:
+        """Keep what a worker leaves until the run's last checkpoint takes it up.
+
+        Raises StorageError.
+        """
+        ...
+
+    def worker(self, step: int, worker: int) -> WorkerState | None:
+        """What the checkpoint ``step`` has of a worker's slot, or None."""
         ...
 
     def newest(self, shard: int) -> Snapshot | None:
@@ -84,7 +115,8 @@ class Job:
 
     ``run`` is the run's id; ``lineage`` tells this stretch of it from every other; ``generation``
     counts how often it was resumed; ``first_step`` is the number of the next checkpoint;
-    ``consumed_before`` are the samples in the checkpoint that it goes on from; ``trace_directory``
+    ``consumed_before`` are the samples in the checkpoint that it goes on from; ``residuals`` is
+    that checkpoint's number if workers go on with what it has of them, else 0; ``trace_directory``
     is None where no trace files are wanted.
     """
 
@@ -103,13 +135,49 @@ class Job:
     first_step: int = 1
     epochs_reported: int = 0
     consumed_before: int = 0
+    residuals: int = 0
     trace_directory: Path | None = None
     run_directory: Path | None = None
     by_value: dict[str, Any] = field(default_factory=dict)
 
+    @cached_property
+    def push_format(self) -> PushFormat:
+        """How a push lies in bytes; ``push_format.sent[shard]`` bytes travel to a shard."""
+        return PushFormat(self.method.codec, self.layout, self.ranges)
+
+    def packer(
+        self, worker: int, incarnation: int, store: SnapshotStore, log: Callable[[Residual], None]
+    ) -> Packer | None:
+        """A new process's packer; None where updates travel as they are.
+
+        The first process of a resumed run's slot goes on with what the last one left.
+        """
+        codec = self.method.codec
+        if codec.is_plain:
+            return None
+        packer = Packer(self.push_format, worker, log)
+        first = incarnation == self.generation << 10
+        left = store.worker(self.residuals, worker) if self.residuals and first else None
+        if left is not None:
+            entry = Inherited(worker, incarnation, left.incarnation)
+            same = left.codec == codec.model_dump(mode="json")
+            packer.take_over(left.tensors, entry, same_codec=same)
+        return packer
+
+    def leave(
+        self, worker: int, incarnation: int, packer: Packer | None, store: SnapshotStore
+    ) -> None:
+        """Keep what a worker that leaves in good order has for its slot's next process."""
+        codec = self.method.codec
+        if packer is None or not codec.remembers:
+            return
+        section = codec.model_dump(mode="json")
+        left = WorkerState(worker, incarnation, self.method.kind, section, packer.leave())
+        store.write_worker(left)
+
     def push_bytes(self, shard: int) -> int:
         """Bytes of an update on its way to a shard; averaged buffers go to shard 0."""
-        return 4 * (self.ranges[shard].size + (0 if shard else self.layout.buffers_size))
+        return self.push_format.sent[shard]
 
     def pull_bytes(self, shard: int) -> int:
         """Bytes of a shard's parameters on their way to a worker; buffers come from shard 0."""

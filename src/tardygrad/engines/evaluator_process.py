@@ -25,7 +25,10 @@ def main(incarnation: int) -> int:
 
 
 def _measure(link: Link, job: Job, directory: Path) -> None:
-    arena = arena_of(directory, job.layout, job.ranges, job.config.workers, job.method.in_flight)
+    arena = arena_of(
+        directory, job.layout, job.ranges, job.config.workers, job.method.in_flight,
+        push_bytes=job.push_format.nbytes,
+    )  # fmt: skip
     adapter = job.build_adapter()
     source = open_source(job, directory, "test")
     flat = torch.empty(job.layout.size)

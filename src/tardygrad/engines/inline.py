@@ -21,6 +21,7 @@ from tardygrad.engines.base import Job, Observer, RunEnd, Snapshot, SnapshotStor
 from tardygrad.engines.inline_disk import Disks
 from tardygrad.engines.inline_members import Members
 from tardygrad.engines.inline_world import Member, WatchedTrace, Watcher
+from tardygrad.engines.packing import ResidualLog
 from tardygrad.engines.shard_host import ShardHost, TraceFile, TraceSink, digest
 from tardygrad.engines.statistics import RunStatistics, ServerCounters, WorkerCounters
 from tardygrad.engines.worker_host import WorkerHost
@@ -28,6 +29,7 @@ from tardygrad.errors import InvariantViolation
 from tardygrad.protocol import effects as ef
 from tardygrad.protocol import events as ev
 from tardygrad.protocol.invariants import Auditor
+from tardygrad.protocol.residuals import Residual
 
 _WAIT_LIMIT_S = 1e7
 _INSTANT = Duration(mean_s=0.0)
@@ -97,6 +99,9 @@ class _Simulation(Members):
         self.statistics.begin(job.generation << 10, job.consumed_before, observer.now())
         self.disks = Disks(self, store, observer, engine.disk, job.config.seed)
         self.finished: ef.Finished | None = None
+        self.residuals: ResidualLog | None = None
+        if job.trace_directory is not None and job.method.codec.remembers:
+            self.residuals = ResidualLog(job.trace_directory)
         self.next_progress = 0.5
         self.effects |= {
             ef.SaveSnapshot: self._save_snapshot,
@@ -171,12 +176,18 @@ class _Simulation(Members):
         )
         member.counters = WorkerCounters()
         if self.real:
-            member.host = WorkerHost(
-                self.job.method, self.job.build_adapter(), self.job.train, self.job.plan
-            )
+            job = self.job
+            packer = job.packer(effect.worker, effect.incarnation, self.store, self._residual)
+            member.host = WorkerHost(job.method, job.build_adapter(), job.train, job.plan, packer)
         self.workers[effect.worker] = member
         address = ("worker", effect.worker)
         self.later(effect.delay_s + self.control(), address, ev.Started(), effect.incarnation)
+
+    def _residual(self, entry: Residual) -> None:
+        if self.residuals is not None:
+            self.residuals.write(entry)
+        if self.watcher is not None:
+            self.watcher.residual(entry)
 
     def _spawn_server(self, effect: ef.SpawnServer, source: ev.Address) -> None:
         snapshot: Snapshot | None = None

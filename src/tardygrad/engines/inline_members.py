@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from tardygrad.consistency import NO_NEED
-from tardygrad.engines.base import Job
+from tardygrad.engines.base import Job, SnapshotStore
 from tardygrad.engines.inline_disk import Disks
 from tardygrad.engines.inline_groups import Collectives
 from tardygrad.engines.inline_world import Computing, Member, Served, Stored, Watcher, World
@@ -35,12 +35,15 @@ class Members(World):
     """The workers' and servers' side of the interpreter. ``events`` counts what was handled."""
 
     disks: Disks
+    store: SnapshotStore
 
     def __init__(self, job: Job, watcher: Watcher | None) -> None:
         super().__init__(job)
         self.job, self.watcher = job, watcher
         self.events = 0
         self.shards = len(job.ranges)
+        self.form = job.push_format
+        self.coders = self.form.coders()
         self.server_addresses = [("server", shard) for shard in range(self.shards)]
         self.push_bytes = [job.push_bytes(shard) for shard in range(self.shards)]
         self.pull_bytes = [job.pull_bytes(shard) for shard in range(self.shards)]
@@ -84,19 +87,39 @@ class Members(World):
     # --- messages -----------------------------------------------------------------------------
 
     def _send(self, effect: ef.Send, source: ev.Address) -> None:
+        if type(effect.message) is ev.WorkerLeft:
+            member = self.at(source)
+            if member.host is not None:
+                packer = member.host.packer
+                self.job.leave(source[1], member.incarnation, packer, self.store)
         self.send(source, effect.to, effect.message)
 
     def _publish(self, effect: ef.Publish, source: ev.Address) -> None:
         member = self.at(source)
-        payload = member.slots.get(effect.push.seq)
+        payload = self._packed(member, effect.push.seq)
+        member.counters.pushed(self.form, effect.shards)
         for shard in effect.shards:
             count = self.push_bytes[shard]
-            member.counters.pushed_bytes += count
             self.carry(source, self.server_addresses[shard], effect.push, payload, count)
+
+    def _packed(self, member: Member, seq: int) -> torch.Tensor | None:
+        """The bytes of a push, packed when it is first published."""
+        update = member.slots.get(seq)
+        if update is None or update.dtype == torch.uint8:
+            return update
+        packer = member.host.packer
+        push = update.view(torch.uint8)
+        if packer is not None:
+            push = torch.empty(self.form.nbytes, dtype=torch.uint8)
+            packer.pack(seq, update, push)
+        member.slots[seq] = push
+        return push
 
     def _release(self, effect: ef.Release, source: ev.Address) -> None:
         member = self.at(source)
         member.slots.pop(effect.seq, None)
+        if member.host is not None and member.host.packer is not None:
+            member.host.packer.answered(effect.seq, effect.lost)
 
     def _leave(self, effect: ef.Leave, source: ev.Address) -> None:
         self.ends(source, self.at(source))
@@ -219,7 +242,7 @@ class Members(World):
         member = self.at(source)
         mean = member.slots[effect.seq]
         if member.host is not None and mean is not None:
-            member.host.follow(mean, self.job.ranges)
+            member.host.follow(mean.view(torch.float32), self.job.ranges)
 
     # --- servers ------------------------------------------------------------------------------
 
@@ -254,10 +277,9 @@ class Members(World):
         counters.applied(effect.push.worker, effect.record.staleness)
         if counters.first_update_s is None:
             counters.first_update_s = self.now
-        update = member.slots[0]
-        if update is not None:
-            size = self.job.layout.parameters_size
-            host.apply(effect, update[self.job.ranges[source[1]].slice], update[size:])
+        push = member.slots[0]
+        if push is not None:
+            host.apply(effect, *self._unpacked(push, source[1]))
         if self.stop_at is not None:
             self._overtake(source, effect.record, self.stop_at)
 
@@ -265,18 +287,21 @@ class Members(World):
         member = self.at(source)
         member.host.trace.write(effect.record)
         member.counters.applied(effect.push.worker, effect.record.staleness)
-        update = member.pushed.get(effect.push.worker)
-        if update is not None:
-            member.host.include(effect, update[self.job.layout.parameters_size :])
+        push = member.pushed.get(effect.push.worker)
+        if push is not None:
+            member.host.include(effect, self.form.buffers(push))
 
     def _gather(self, effect: ef.Gather, source: ev.Address) -> None:
         member = self.at(source)
         member.host.trace.write(effect.record)
         member.counters.applied(effect.push.worker, effect.record.staleness)
-        update = member.slots[0]
-        if update is not None:
-            size = self.job.layout.parameters_size
-            member.host.gather(effect, update[self.job.ranges[source[1]].slice], update[size:])
+        push = member.slots[0]
+        if push is not None:
+            member.host.gather(effect, *self._unpacked(push, source[1]))
+
+    def _unpacked(self, push: torch.Tensor, shard: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """A shard's part of a push, and the buffers."""
+        return self.coders[shard].decode(self.form.part(push, shard)), self.form.buffers(push)
 
     def _commit(self, effect: ef.Commit, source: ev.Address) -> None:
         member = self.at(source)

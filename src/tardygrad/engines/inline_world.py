@@ -25,6 +25,7 @@ from tardygrad.engines.shard_host import TraceSink
 from tardygrad.protocol import effects as ef
 from tardygrad.protocol import events as ev
 from tardygrad.protocol.invariants import Auditor
+from tardygrad.protocol.residuals import Residual
 from tardygrad.protocol.trace import Record
 
 ANYONE = -1
@@ -58,6 +59,10 @@ class Watcher(Protocol):
 
     def record(self, shard: int, record: Record) -> None:
         """A shard wrote a record in its trace."""
+        ...
+
+    def residual(self, entry: Residual) -> None:
+        """Something happened to a worker's residual."""
         ...
 
     def handled(

@@ -28,10 +28,11 @@ import zmq
 
 from tardygrad.engines import nursery, runtime_directory, wire
 from tardygrad.engines.base import Job, Observer, RunEnd, SnapshotStore, checkpoint_fields
+from tardygrad.engines.bells import Ringer
 from tardygrad.engines.child import EVALUATION, FAILURE, IDLE, MESSAGE, REPORT, write_job
 from tardygrad.engines.epochs import Epochs
 from tardygrad.engines.shard_host import digest
-from tardygrad.engines.shared_memory import Arena, Ringer, arena_of
+from tardygrad.engines.shared_memory import Arena, arena_of
 from tardygrad.engines.statistics import RunStatistics
 from tardygrad.engines.stores import DirectoryStore
 from tardygrad.errors import StorageError
@@ -60,7 +61,7 @@ class ProcessesEngine:
             # What workers and servers write comes first: memory serves it best.
             arena = arena_of(
                 directory, job.layout, job.ranges, job.config.workers, job.method.in_flight,
-                create=True,
+                push_bytes=job.push_format.nbytes, create=True,
             )  # fmt: skip
             write_job(job, directory)
             for decision, reason in runtime_directory.decisions(directory):

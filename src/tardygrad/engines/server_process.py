@@ -18,9 +18,10 @@ import torch
 import zmq
 
 from tardygrad.engines.base import Job, Snapshot, Tensors
+from tardygrad.engines.bells import Bell, Ringer
 from tardygrad.engines.child import Link, ask_for_short_slices, explain, live
 from tardygrad.engines.shard_host import ShardHost, TraceFile
-from tardygrad.engines.shared_memory import Answer, Bell, Ringer, arena_of, fence
+from tardygrad.engines.shared_memory import Answer, arena_of, fence
 from tardygrad.engines.statistics import ServerCounters
 from tardygrad.engines.stores import DirectoryStore
 from tardygrad.protocol import effects as ef
@@ -62,8 +63,9 @@ class _ServerProcess:
         self.job, self.link, self.counters, self.shard = job, link, counters, shard
         self.incarnation = incarnation
         self.arena = arena_of(
-            directory, job.layout, job.ranges, job.config.workers, job.method.in_flight
-        )
+            directory, job.layout, job.ranges, job.config.workers, job.method.in_flight,
+            push_bytes=job.push_format.nbytes,
+        )  # fmt: skip
         self.bell = Bell(directory, f"server-{shard}")
         self.ringer = Ringer(directory)
         assert job.run_directory is not None and job.trace_directory is not None
@@ -79,10 +81,15 @@ class _ServerProcess:
         self.host = self._host(snapshot)
         g = self.arena.geometry
         self.slots = [(w, s) for w in range(g.workers) for s in range(g.slots)]
-        updates = {at: self.arena.update(*at) for at in self.slots}
-        self.updates = {
-            at: (update[self.where], update[self.buffers_at :]) for at, update in updates.items()
+        form = job.push_format
+        pushes = {at: self.arena.push(*at) for at in self.slots}
+        self.parts = {
+            at: (form.part(push, shard), form.buffers(push)) for at, push in pushes.items()
         }
+        self.coder = form.coder(shard)
+        self.updates: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
+        if form.codec.is_plain:
+            self.updates = {at: (self.coder.decode(p), b) for at, (p, b) in self.parts.items()}
         self.stamp_words = [g.slot(*at) // 8 for at in self.slots]
         self.seen = [0] * len(self.slots)
         self.current: tuple[int, int] = (0, 0)
@@ -237,21 +244,29 @@ class _ServerProcess:
         if self.arena.worker_sleeps(worker):
             self.ringer.ring(f"worker-{worker}")
 
+    def _update(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The update at hand and its buffers; without a codec the slot's own memory."""
+        found = self.updates.get(self.current)
+        if found is None:
+            part, buffers = self.parts[self.current]
+            found = self.coder.decode(part), buffers
+        return found
+
     def _apply(self, effect: ef.Apply) -> None:
         self.trace.write(effect.record)
-        update = self.updates[self.current]
+        update = self._update()
         self._write(effect.record, lambda out: self.host.apply(effect, *update, out=out))
         self.counters.applied(effect.push.worker, effect.record.staleness)
 
     def _include(self, effect: ef.Include) -> None:
         self.trace.write(effect.record)
         at, _ = self.waiting[(effect.push.worker, effect.push.seq)]
-        self.host.include(effect, self.updates[at][1])
+        self.host.include(effect, self.parts[at][1])
         self.counters.applied(effect.push.worker, effect.record.staleness)
 
     def _gather(self, effect: ef.Gather) -> None:
         self.trace.write(effect.record)
-        self.host.gather(effect, *self.updates[self.current])
+        self.host.gather(effect, *self._update())
         self.counters.consumed = self.machine.ledger.consumed
         self.counters.applied(effect.push.worker, effect.record.staleness)
 

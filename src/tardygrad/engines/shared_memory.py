@@ -12,9 +12,10 @@ newest. With one copy more than readers and writer can hold, nobody ever waits. 
 single copy, which is changed in place: there a writer waits for the readers, who hold it for a
 memory copy, and readers for the writer; one that died holds nobody up for long.
 
-*Push*: a worker computes straight into a slot, writes the slot's descriptor, and last its *stamp*,
-a number that only grows. Servers look for stamps that they have not seen, and answer by writing the
-same stamp behind their outcome. A slot is used again only when every server has answered.
+*Push*: a worker computes straight into a slot (with a codec, it encodes into it), writes the slot's
+descriptor, and last its *stamp*, a number that only grows. Servers look for stamps that they have
+not seen, and answer by writing the same stamp behind their outcome. A slot is used again only when
+every server has answered.
 
 *Bells* wake a process that sleeps; a sleeper says so in a flag, so that nobody rings in vain. All
 waiting has a time limit: a lost ring costs milliseconds, never a run.
@@ -25,11 +26,9 @@ barriers that other processors need.
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import os
 import platform
-import socket
 import struct
 import threading
 import time
@@ -70,51 +69,6 @@ def fence() -> None:
             pass
 
 
-class Bell:
-    """Wakes a sleeping process of the same run: a datagram socket with a name."""
-
-    def __init__(self, directory: Path, name: str) -> None:
-        self.directory = directory
-        self._path = directory / f"bell-{name}"
-        with contextlib.suppress(FileNotFoundError):
-            self._path.unlink()
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._socket.setblocking(False)
-        self._socket.bind(str(self._path))
-
-    def fileno(self) -> int:
-        """For polling: readable after a ring."""
-        return self._socket.fileno()
-
-    def hush(self) -> None:
-        """Forget all rings so far."""
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                self._socket.recv(16)
-
-    def close(self) -> None:
-        """Nobody can ring any more."""
-        self._socket.close()
-
-
-class Ringer:
-    """Rings other processes' bells; one that is not there is not waited for."""
-
-    def __init__(self, directory: Path) -> None:
-        self._prefix = str(directory / "bell-")
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._socket.setblocking(False)
-
-    def ring(self, name: str) -> None:
-        """Wake the process, if it is there and asleep."""
-        with contextlib.suppress(OSError):
-            self._socket.sendto(b"!", self._prefix + name)
-
-    def close(self) -> None:
-        """Ring no more."""
-        self._socket.close()
-
-
 class Answer(NamedTuple):
     """A server's answer to the stamp of a slot."""
 
@@ -131,7 +85,9 @@ def _round_up(size: int) -> int:
 class Geometry:
     """Where everything lies, computed alike by every process."""
 
-    def __init__(self, layout: Layout, shards: int, workers: int, slots: int) -> None:
+    def __init__(
+        self, layout: Layout, shards: int, workers: int, slots: int, push: int = 0
+    ) -> None:
         self.layout_size = layout.size
         self.shards, self.workers, self.slots = shards, workers, slots
         self.descriptor = struct.Struct(f"<Q{12}Q{2 * shards}Q")
@@ -149,7 +105,8 @@ class Geometry:
         self.flags_size = _LINE
         self.descriptor_size = _round_up(8 + self.descriptor.size)
         self.answer_size = _round_up(self.answer.size)
-        self.update_size = _round_up(4 * layout.size)
+        self.push_bytes = push or 4 * layout.size
+        self.update_size = _round_up(self.push_bytes)
         self.slot_size = self.descriptor_size + shards * self.answer_size + self.update_size
         self.worker_size = self.flags_size + slots * self.slot_size
         self.total = self.workers_at + workers * self.worker_size
@@ -167,7 +124,7 @@ class Geometry:
         return self.workers_at + worker * self.worker_size
 
     def slot(self, worker: int, slot: int) -> int:
-        """Offset of a slot: stamp and descriptor, answers, update."""
+        """Offset of a slot: stamp and descriptor, answers, the push's bytes."""
         return self.worker(worker) + self.flags_size + slot * self.slot_size
 
     def answer_at(self, worker: int, slot: int, shard: int) -> int:
@@ -175,7 +132,7 @@ class Geometry:
         return self.slot(worker, slot) + self.descriptor_size + shard * self.answer_size
 
     def update(self, worker: int, slot: int) -> int:
-        """Offset of a slot's update."""
+        """Offset of the bytes of a slot's push."""
         return self.slot(worker, slot) + self.slot_size - self.update_size
 
 
@@ -207,19 +164,20 @@ class Arena:
         self._answers = [
             [[g.answer_at(w, i, s) for s in shards] for i in range(g.slots)] for w in workers
         ]
-        self.copies = [
-            self._floats(g.parameters + i * g.copy_size, g.layout_size) for i in range(g.copies)
-        ]
+        starts = [g.parameters + i * g.copy_size for i in range(g.copies)]
+        self.copies = [self._raw(at, 4 * g.layout_size).view(torch.float32) for at in starts]
 
-    def _floats(self, offset: int, count: int) -> torch.Tensor:
+    def _raw(self, offset: int, count: int) -> torch.Tensor:
         # numpy keeps the mapping alive for as long as the tensor lives.
-        return torch.from_numpy(
-            np.frombuffer(self._map, dtype=np.float32, count=count, offset=offset)
-        )
+        return torch.from_numpy(np.frombuffer(self._map, np.uint8, count, offset))
 
     def update(self, worker: int, slot: int) -> torch.Tensor:
-        """A slot's update: float32 ``[layout.size]``."""
-        return self._floats(self.geometry.update(worker, slot), self.geometry.layout_size)
+        """A slot's update where no codec is used: float32 ``[layout.size]``."""
+        return self.push(worker, slot).view(torch.float32)
+
+    def push(self, worker: int, slot: int) -> torch.Tensor:
+        """The bytes of a slot's push: uint8 ``[push_bytes]``."""
+        return self._raw(self.geometry.update(worker, slot), self.geometry.push_bytes)
 
     def header(self, shard: int) -> int:
         """Index of the first word of a shard's header."""
@@ -460,10 +418,10 @@ def _map_file(path: Path, size: int, *, create: bool) -> mmap.mmap:
 
 def arena_of(
     directory: Path, layout: Layout, ranges: tuple[KeyRange, ...], workers: int, in_flight: int,
-    *, create: bool = False,
+    *, push_bytes: int = 0, create: bool = False,
 ) -> Arena:  # fmt: skip
     """The run's arena; one slot more than pushes may be in flight, to compute into."""
-    geometry = Geometry(layout, len(ranges), workers, in_flight + 1)
+    geometry = Geometry(layout, len(ranges), workers, in_flight + 1, push_bytes)
     return Arena(directory / Arena.FILE, geometry, create=create)
 
 

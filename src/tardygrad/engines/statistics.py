@@ -7,9 +7,10 @@ events of metrics.jsonl.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+from tardygrad.codecs.pushes import PushFormat
 from tardygrad.metrics.summary import merge, summarise
 
 Histogram = dict[int, int]
@@ -39,6 +40,7 @@ class WorkerCounters:
         self.elapsed_s = 0.0
         self.pulled_bytes = 0
         self.pushed_bytes = 0
+        self.unencoded_bytes = 0
         self.losses: dict[int, list[float]] = {}
         self._newest = (0.0, 0)
 
@@ -58,6 +60,12 @@ class WorkerCounters:
         entry[1] += batches
         if len(self.losses) > 4:
             del self.losses[min(self.losses)]
+
+    def pushed(self, form: PushFormat, shards: Iterable[int]) -> None:
+        """Count a push to these shards: what travelled, and what would have without a codec."""
+        for shard in shards:
+            self.pushed_bytes += form.sent[shard]
+            self.unencoded_bytes += form.unencoded[shard]
 
     def report(self) -> dict[str, Any]:
         """Plain data; called from the thread that sends signs of life."""
@@ -109,7 +117,7 @@ _TOLD = (
     "computing_s", "waiting_s", "communicating_s", "exchanges", "scatter_s2", "answers",
     "answering_s", "elapsed_s",
 )  # fmt: skip
-_SUMS = ("batches", "samples", *_TOLD, "pulled_bytes", "pushed_bytes")
+_SUMS = ("batches", "samples", *_TOLD, "pulled_bytes", "pushed_bytes", "unencoded_bytes")
 
 
 class RunStatistics:
@@ -225,6 +233,8 @@ class RunStatistics:
             "loss": loss,
             "learning_rate": learning_rate(consumed),
             "staleness": self.staleness(),
+            "bytes_pushed": int(self.totals("pushed_bytes")),
+            "bytes_unencoded": int(self.totals("unencoded_bytes")),
             "workers": self._rows([s / seconds for s in self._new_samples()]),
         }
         self._loss_before = (totals[0], totals[1])

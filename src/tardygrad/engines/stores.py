@@ -6,15 +6,17 @@ main process writes when all shards are there.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tardygrad.engines.base import Job, Snapshot, Tensors
+from tardygrad.engines.base import Job, Snapshot, Tensors, WorkerState
 from tardygrad.errors import CheckpointError, StorageError
 from tardygrad.layout import KeyRange, Layout
 from tardygrad.storage.checkpoints import Checkpoint, CheckpointStore, ShardFile
 from tardygrad.storage.run_directory import RunDirectory
+from tardygrad.storage.worker_files import WorkerFiles
 
 
 def store_of(directory: RunDirectory, job: Job) -> DirectoryStore:
@@ -50,6 +52,7 @@ class DirectoryStore:
         self._keep = keep
         self.committed: Callable[[Checkpoint], None] | None = None
         """Is told of every checkpoint that has become valid."""
+        self._workers = WorkerFiles(run_directory)
 
     def write(
         self, step: int, shard: int, tensors: Tensors, state: dict[str, Any]
@@ -73,6 +76,8 @@ class DirectoryStore:
             "ranges": self._ranges,
         }
         try:
+            if "left" in state:
+                manifest["workers"] = self._workers.move(state["left"], self.files.directory(step))
             made = self.files.commit(step, manifest, [ShardFile(*file) for file in files])
         except CheckpointError as error:
             raise StorageError(str(error)) from error
@@ -107,6 +112,34 @@ class DirectoryStore:
 
     def _is_of_model(self, checkpoint: Checkpoint) -> bool:
         return bool(checkpoint.manifest.get("fingerprint") == self._layout.fingerprint())
+
+    def write_worker(self, state: WorkerState) -> None:
+        """Keep what a worker leaves, until a checkpoint takes it up. Raises StorageError."""
+        described = {"kind": state.kind, "codec": state.codec}
+        self._workers.write(state.worker, state.incarnation, state.tensors, described)
+
+    def worker(self, step: int, worker: int) -> WorkerState | None:
+        """What the checkpoint has of a worker's slot; None if there is nothing, or it is damaged.
+
+        Raises:
+            CheckpointError: there is no such checkpoint.
+        """
+        checkpoint = self.files.read(step)
+        for entry in checkpoint.manifest.get("workers", ()):
+            if entry["worker"] == worker:
+                with contextlib.suppress(CheckpointError):
+                    tensors, described = self._workers.load(checkpoint.path, entry)
+                    return WorkerState(worker, entry["incarnation"], **described, tensors=tensors)
+        return None
+
+    def workers(self) -> tuple[int, dict[int, WorkerState]]:
+        """The newest checkpoint's number, and what it has of workers; nothing if it is damaged."""
+        checkpoint = self.whole()
+        if checkpoint is None or self.files.skipped:
+            return 0, {}
+        entries = checkpoint.manifest.get("workers", ())
+        states = [self.worker(checkpoint.step, entry["worker"]) for entry in entries]
+        return checkpoint.step, {state.worker: state for state in states if state is not None}
 
     def _check_model(self, checkpoint: Checkpoint) -> None:
         if not self._is_of_model(checkpoint):

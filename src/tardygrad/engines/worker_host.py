@@ -18,6 +18,7 @@ import torch
 from tardygrad.balancing import merged
 from tardygrad.data.fragments import FragmentPlan, Permutations
 from tardygrad.data.sources import ArraySource, Source
+from tardygrad.engines.packing import Packer
 from tardygrad.layout import KeyRange
 from tardygrad.methods.base import Method, Outcome, ServerRule, Step, WorkerRule
 from tardygrad.models.base import ModelAdapter
@@ -37,16 +38,19 @@ def batch_seed(seed: int, position: int) -> int:
 class WorkerHost:
     """One worker's tensors.
 
-    ``update`` vectors are float32 ``[layout.size]``: the update first, then the buffers.
+    ``update`` vectors are float32 ``[layout.size]``: the update first, then the buffers. ``packer``
+    is None where they travel as they are.
     """
 
     def __init__(
-        self, method: Method, adapter: ModelAdapter, source: Source, plan: FragmentPlan
-    ) -> None:
+        self, method: Method, adapter: ModelAdapter, source: Source, plan: FragmentPlan,
+        packer: Packer | None = None,
+    ) -> None:  # fmt: skip
         self.adapter = adapter
         self._method = method
         self._trained = 0
         self._followers: list[tuple[KeyRange, ServerRule]] | None = None
+        self.packer = packer
         self.rule: WorkerRule = method.worker_rule(adapter)
         self._source = source
         self._plan = plan

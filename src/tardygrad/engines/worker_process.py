@@ -18,13 +18,17 @@ import torch
 import zmq
 
 from tardygrad.engines.base import Job
+from tardygrad.engines.bells import Bell, Ringer
 from tardygrad.engines.child import REPORT, Link, live, open_source
 from tardygrad.engines.gloo import Ring
-from tardygrad.engines.shared_memory import Arena, Bell, Ringer, arena_of
+from tardygrad.engines.packing import ResidualLog
+from tardygrad.engines.shared_memory import Arena, arena_of
 from tardygrad.engines.statistics import WorkerCounters
+from tardygrad.engines.stores import DirectoryStore
 from tardygrad.engines.worker_host import WorkerHost, batch_seed
 from tardygrad.protocol import effects as ef
 from tardygrad.protocol import events as ev
+from tardygrad.protocol.residuals import Residual
 
 _IDLE_MS = 10
 _LISTEN_EVERY_S = 0.01
@@ -43,19 +47,39 @@ def main(worker: int, incarnation: int) -> int:
         # A worker that cannot even begin would fail the same way again.
         link.starting = True
         source = open_source(job, directory, "train")
-        host = WorkerHost(job.method, job.build_adapter(), source, job.plan)
+        store = _store(job)
+        packer = job.packer(worker, incarnation, store, _residual_log(job))
+        host = WorkerHost(job.method, job.build_adapter(), source, job.plan, packer)
         link.starting = False
-        _WorkerProcess(job, directory, link, host, counters, worker, incarnation).run()
+        _WorkerProcess(job, directory, link, host, counters, worker, incarnation, store).run()
         link.send_data(REPORT, counters.report())
 
     return live("worker", worker, incarnation, life)
 
 
-class _Slot:
-    __slots__ = ("published_at", "seq", "stamp", "update", "waiting")
+def _store(job: Job) -> DirectoryStore:
+    assert job.run_directory is not None
+    return DirectoryStore(job.run_directory, job.layout, job.ranges, run=job.run)
 
-    def __init__(self, update: torch.Tensor, stamp: int) -> None:
+
+def _residual_log(job: Job) -> Callable[[Residual], None]:
+    assert job.trace_directory is not None
+    return ResidualLog(job.trace_directory).write if job.method.codec.remembers else _nothing
+
+
+def _nothing(entry: Residual) -> None:
+    """Without a memory nothing happens to it."""
+
+
+class _Slot:
+    """What was computed lies in ``update``; with a codec it is packed into ``push`` for others."""
+
+    __slots__ = ("packed", "published_at", "push", "seq", "stamp", "update", "waiting")
+
+    def __init__(self, update: torch.Tensor, push: torch.Tensor, stamp: int) -> None:
         self.update = update
+        self.push = push
+        self.packed = False
         self.stamp = stamp
         self.seq = 0
         self.waiting: list[int] = []
@@ -66,15 +90,17 @@ class _Slot:
 class _WorkerProcess:
     def __init__(
         self, job: Job, directory: Path, link: Link, host: WorkerHost, counters: WorkerCounters,
-        worker: int, incarnation: int,
+        worker: int, incarnation: int, store: DirectoryStore,
     ) -> None:  # fmt: skip
+        self.store = store
         self.job, self.link, self.host, self.counters = job, link, host, counters
         self.worker = worker
         self.machine = job.worker(worker, incarnation)
         settings = self.machine.settings
         self.arena: Arena = arena_of(
-            directory, job.layout, job.ranges, job.config.workers, job.method.in_flight
-        )
+            directory, job.layout, job.ranges, job.config.workers, job.method.in_flight,
+            push_bytes=job.push_format.nbytes,
+        )  # fmt: skip
         self.bell = Bell(directory, f"worker-{worker}")
         self.ringer = Ringer(directory)
         self.shards = range(len(job.ranges))
@@ -90,8 +116,14 @@ class _WorkerProcess:
             and not settings.follows
             and host.borrow(self.lent[0][0], buffers=None)
         )
+        self.packer = host.packer
+        own = None if self.packer is None else torch.zeros(job.layout.size)
         self.slots = [
-            _Slot(self.arena.update(worker, i), self.arena.stamp(worker, i))
+            _Slot(
+                self.arena.update(worker, i) if own is None else own,
+                self.arena.push(worker, i),
+                self.arena.stamp(worker, i),
+            )
             for i in range(settings.slots)
         ]
         self.next_stamp = 1 + max(
@@ -116,7 +148,7 @@ class _WorkerProcess:
         self.poller.register(link.socket, zmq.POLLIN)
         self.poller.register(self.bell.fileno(), zmq.POLLIN)
         self.actions: dict[type, Callable[[Any], None]] = {
-            ef.Send: lambda e: self.link.send(e.message),
+            ef.Send: self._send,
             ef.Pull: self._pull,
             ef.Compute: self._compute,
             ef.JoinGroup: self._join_group,
@@ -205,6 +237,12 @@ class _WorkerProcess:
 
     # --- effects ------------------------------------------------------------------------------
 
+    def _send(self, effect: ef.Send) -> None:
+        if type(effect.message) is ev.WorkerLeft:
+            # Once that is told, the last checkpoint may be written.
+            self.job.leave(self.worker, self.machine.incarnation, self.packer, self.store)
+        self.link.send(effect.message)
+
     def _pull(self, effect: ef.Pull) -> None:
         # Asked again because its report still waits in the queue: it is done all the same.
         if effect.seq != self.pulled_seq:
@@ -266,7 +304,7 @@ class _WorkerProcess:
         index = self.free.pop()
         self.used[effect.seq] = index
         slot = self.slots[index]
-        slot.seq, slot.waiting = effect.seq, []
+        slot.seq, slot.waiting, slot.packed = effect.seq, [], False
         for other in self.slots:
             other.published_at = 0.0
         began = time.monotonic()
@@ -323,6 +361,9 @@ class _WorkerProcess:
         began = time.monotonic()
         index = self.used[effect.push.seq]
         slot = self.slots[index]
+        if self.packer is not None and not slot.packed:
+            self.packer.pack(effect.push.seq, slot.update, slot.push)
+            slot.packed = True
         slot.stamp = self.next_stamp
         self.next_stamp += 1
         slot.waiting = sorted({*slot.waiting, *effect.shards}) if slot.waiting else [*effect.shards]
@@ -331,11 +372,13 @@ class _WorkerProcess:
         for shard in effect.shards:
             if self.arena.sleeps(shard):
                 self.ringer.ring(self.names[shard])
-        self.counters.pushed_bytes += self.bytes
+        self.counters.pushed(self.job.push_format, effect.shards)
         self.counters.communicating_s += time.monotonic() - began
 
     def _release(self, effect: ef.Release) -> None:
         self.free.append(self.used.pop(effect.seq))
+        if self.packer is not None:
+            self.packer.answered(effect.seq, effect.lost)
 
     def _leave(self, effect: ef.Leave) -> None:
         self.gone = True

@@ -55,8 +55,8 @@ def parse(document: Mapping[str, Any]) -> Method:
 def switch(section: Mapping[str, Any], name: str) -> dict[str, Any]:
     """The section of the method ``name`` for a job that had another ``section``.
 
-    What means the same to both methods goes over (an optimizer's learning rate, say), all else
-    begins with its default.
+    What means the same to both methods goes over (an optimizer's learning rate, say, and the codec
+    always), all else begins with its default.
 
     Raises:
         ConfigError: there is no such method.
@@ -67,7 +67,8 @@ def switch(section: Mapping[str, Any], name: str) -> dict[str, Any]:
         return dict(section)
     shared = find(str(before)).carries if before in names() else ()
     kept = {key: section[key] for key in found.carries if key in shared and key in section}
-    return {"name": name, **found.taking_over(kept)}
+    codec = {key: section[key] for key in ("codec",) if key in section}
+    return {"name": name, **found.taking_over(kept), **codec}
 
 
 def __getattr__(name: str) -> Any:

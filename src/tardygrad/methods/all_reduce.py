@@ -72,6 +72,11 @@ class AllReduce(GradientMethod):
                 f"staleness: all_reduce applies nothing stale, got {self.staleness!r}; leave it "
                 "out, or take async_sgd"
             )
+        if not self.codec.is_plain:
+            raise ValueError(
+                f"codec: the ranks of all_reduce sum what they computed as it is, got "
+                f"{self.codec.name}; leave it out, or take sync_sgd"
+            )
         return self
 
     @property

@@ -12,10 +12,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from tardygrad.admission import Admission, AtOnce
 from tardygrad.balancing import Balance, Fixed, Pushes
+from tardygrad.codecs import parse as parse_codec
+from tardygrad.codecs.base import Codec
+from tardygrad.codecs.fp32 import FP32
 from tardygrad.consistency import ASP, Consistency
 from tardygrad.sections import Document
 from tardygrad.staleness import Constant, StalenessPolicy
@@ -129,9 +132,16 @@ class Method(Document):
     """Batches that a worker trains between two exchanges (tau; H)."""
     in_flight: int = Field(default=1, ge=0, le=8)
     """Pushes that may be unanswered while the next range is computed; 0 waits for each answer."""
+    codec: SerializeAsAny[Codec] = Field(default_factory=FP32)
+    """What travels of an update: ``fp32``, ``fp16``, ``bf16``, ``int8``, ``scaled_sign``, ..."""
 
     locality: ClassVar[Literal["element", "tensor", "global"]] = "element"
     """Where the flat vector may be cut: anywhere, at tensor borders, or not at all."""
+
+    @field_validator("codec", mode="before")
+    @classmethod
+    def _find_codec(cls, section: Any) -> Codec:
+        return parse_codec(section)
 
     @model_validator(mode="after")
     def _one_wait(self) -> Self:

@@ -18,7 +18,8 @@ member      kind (worker, server), id, incarnation, state (started, ready, died,
             put_aside, left), reason
 progress    about every 0.5 s: epoch (1.37 = 37 % into the second), samples (applied in the run so
             far), samples_per_s and loss (since the last progress; null if none), learning_rate,
-            staleness {mean, p50, p99, max} (since the stretch began), workers: a row for each slot
+            staleness {mean, p50, p99, max}, bytes_pushed, bytes_unencoded (all since the stretch
+            began), workers: a row for each slot
             {worker, incarnation, state (starting, training, waiting, dead, restarting, put_aside,
             done), samples, samples_per_s, staleness, computing_s, waiting_s, communicating_s,
             exchanges, scatter_s2, answers, answering_s, elapsed_s, restarts}
@@ -30,7 +31,8 @@ run_end     outcome (done, preempted, failed), reason, samples, seconds, samples
             first_update_s, staleness, staleness_histogram {worker: {staleness: count}} (of the
             stretch), workers (as in progress, samples_per_s over the whole stretch), servers
             {server, pushes, applying_s}, ledger {exact, applied, dropped, missing, twice}, digest,
-            bytes_pushed, bytes_pulled, final {metric: value}
+            bytes_pushed, bytes_unencoded (what pushes would have been without a codec),
+            bytes_pulled, final {metric: value}
 ==========  =======================================================================================
 """
 

@@ -53,6 +53,7 @@ _RESULT = (
     "ledger",
     "digest",
     "bytes_pushed",
+    "bytes_unencoded",
     "bytes_pulled",
     "final",
 )

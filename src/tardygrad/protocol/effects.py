@@ -88,9 +88,13 @@ class Publish(NamedTuple):
 
 
 class Release(NamedTuple):
-    """Slot ``seq`` may be used again."""
+    """Slot ``seq`` may be used again: it was answered everywhere, or never published.
+
+    ``lost``: the shards that have not taken what it held.
+    """
 
     seq: int
+    lost: tuple[int, ...] = ()
 
 
 class Leave(NamedTuple):

@@ -5,7 +5,9 @@ each a row of versions; a *step* is what one push asked for, and all shards that
 it alike. What a shard holds after each record is a *state*: the parameters, and what its open round
 has gathered. A state depends on the one before it and on the step that was applied or gathered; a
 life's first state on the snapshot that it began with; a step on the versions that its worker had
-read, of every shard, and, where workers keep a state of their own, on its session's step before it.
+read, of every shard, and, where workers keep a state of their own, on the step before it in its
+*chain*: of its session, or, where a codec remembers something, of its worker's process and those
+that this one took over from.
 
 Going backwards from the last state of each shard, everything that was reached is *needed*, and
 it is counted how often. Updates that were refused, or rolled back and read by nobody who counts,
@@ -21,6 +23,8 @@ from typing import NoReturn, TypeAlias
 from tardygrad.errors import LedgerError, ReplayMismatch
 from tardygrad.protocol import trace
 from tardygrad.protocol.events import Push
+from tardygrad.protocol.residuals import Chains, life_of
+from tardygrad.protocol.residuals import Life as Chain
 from tardygrad.protocol.trace import Record
 
 _GATHERED = (trace.GATHERED, trace.INCLUDED)
@@ -104,17 +108,18 @@ class Step:
 
     Attributes:
         record: the first record found of it.
-        session: the stretch of worker state that it belongs to; 0 where workers keep none.
-        previous: the session's step before it, where workers keep a state.
+        chain: the stretch of worker state that it belongs to; the same for all where workers keep
+            none.
+        previous: the chain's step before it, where workers keep a state.
         reads: for each shard the state that the worker had read; only of a needed step.
         uses: how many shards must apply it.
     """
 
-    __slots__ = ("needed", "previous", "reads", "record", "session", "uses")
+    __slots__ = ("chain", "needed", "previous", "reads", "record", "uses")
 
-    def __init__(self, record: Record, session: int) -> None:
+    def __init__(self, record: Record, chain: Chain) -> None:
         self.record = record
-        self.session = session
+        self.chain = chain
         self.previous: Step | None = None
         self.reads: tuple[State, ...] = ()
         self.needed = False
@@ -127,28 +132,33 @@ class History:
     Args:
         traces: for each shard its records, oldest first.
         stateful: whether a step depends on the earlier ones of its session.
+        chains: where a codec remembers something, which processes went on with whose residual; a
+            step then depends on all earlier ones of its chain.
 
     Attributes:
         lives: for each shard its lives, oldest first.
         readers: how many needed steps read a state.
         heirs: how many needed lives begin with a state's snapshot.
-        left: how many steps of each session are needed.
+        left: how many steps of each chain are needed.
 
     Raises:
         LedgerError: the traces contradict themselves or each other.
         ReplayMismatch: a needed step left no record.
     """
 
-    def __init__(self, traces: Sequence[Sequence[Record]], *, stateful: bool) -> None:
+    def __init__(
+        self, traces: Sequence[Sequence[Record]], *, stateful: bool, chains: Chains | None = None
+    ) -> None:
         self.lives = [_lives_of(shard, records) for shard, records in enumerate(traces)]
         self.readers: Counter[State] = Counter()
         self.heirs: Counter[State] = Counter()
-        self.left: Counter[int] = Counter()
+        self.left: Counter[Chain] = Counter()
+        self._stateful, self._chains = stateful, chains
         self._incarnations = [{life.incarnation: life for life in row} for row in self.lives]
         self._steps: dict[tuple[int, int], Step] = {}
         for shard, records in enumerate(traces):
-            self._collect(shard, records, stateful)
-        if stateful:
+            self._collect(shard, records)
+        if stateful or chains is not None:
             self._link()
         self._mark()
 
@@ -161,23 +171,36 @@ class History:
         """The step that a record is about."""
         return self._steps[(record.session, record.seq)]
 
-    def _collect(self, shard: int, records: Iterable[Record], stateful: bool) -> None:
+    def _chain(self, record: Record) -> Chain:
+        if self._chains is not None:
+            return self._chains.of(record.worker, record.seq)
+        return (0, record.session) if self._stateful else (0, 0)
+
+    def _collect(self, shard: int, records: Iterable[Record]) -> None:
         for record in records:
             if record.kind not in _PUSHED:
                 continue
             key = (record.session, record.seq)
             step = self._steps.get(key)
             if step is None:
-                self._steps[key] = Step(record, record.session if stateful else 0)
+                self._steps[key] = Step(record, self._chain(record))
             elif push_of(step.record) != push_of(record):
                 impossible(shard, record, f"elsewhere that step is {_describe(step.record)}")
 
     def _link(self) -> None:
-        before: Step | None = None
-        for _, step in sorted(self._steps.items(), key=lambda item: item[0]):
-            if before is not None and before.session == step.session:
-                step.previous = before
-            before = step
+        last: dict[Chain, Step] = {}
+        for step in sorted(self._steps.values(), key=lambda step: (step.chain, step.record.seq)):
+            own = step.chain
+            if self._chains is not None:
+                own = life_of(step.record.worker, step.record.seq)
+            step.previous = self._newest(own, last)
+            last[own] = step
+
+    def _newest(self, life: Chain | None, last: dict[Chain, Step]) -> Step | None:
+        """The last step of a life so far, or of those that it took over from."""
+        while life is not None and life not in last:
+            life = None if self._chains is None else self._chains.before(life)
+        return None if life is None else last[life]
 
     def _mark(self) -> None:
         stack: list[State | Step] = [(row[-1], row[-1].last) for row in self.lives]
@@ -203,13 +226,15 @@ class History:
         if step.needed:
             return
         step.needed = True
-        self.left[step.session] += 1
+        self.left[step.chain] += 1
         step.reads = tuple(self._read(shard, step.record) for shard in range(len(self.lives)))
         for state in step.reads:
             self.readers[state] += 1
             yield state
         if step.previous is not None:
-            if step.previous.record.seq != step.record.seq - 1:
+            before, own = step.previous.record, step.record
+            # Between two sessions a worker may have pulled, or computed, what it never published.
+            if before.session == own.session and before.seq != own.seq - 1:
                 raise ReplayMismatch(
                     "the run cannot be repeated: of the step before this one no shard has a "
                     f"record, and its worker kept a state of its own: {_describe(step.record)}"

@@ -432,7 +432,16 @@ class Scheduler:
         return [commit, Finished(self.outcome, self.reason)]
 
     def _state(self) -> dict[str, object]:
-        return {"fragments_done": self.book.fragments_done(), "restarts_used": self.restarts.used}
+        restarts = self.restarts.used
+        state: dict[str, object] = {
+            "fragments_done": self.book.fragments_done(),
+            "restarts_used": restarts,
+        }
+        if self.phase != SAVING:
+            return state
+        # What these keep of their own is whole, and as old as the last snapshots.
+        left = [[w.worker, w.incarnation] for w in self.workers if w.state == mb.LEFT]
+        return {**state, "left": left}
 
     def _interrupted(self, event: ev.Interrupted, now: float) -> list[Effect]:
         if self.phase in (STOPPING, SAVING):

@@ -43,6 +43,7 @@ from tardygrad.protocol.effects import (
     Release,
     Send,
 )
+from tardygrad.protocol.residuals import LIFE_BITS
 
 IDLE = "idle"
 PULLING = "pulling"
@@ -95,12 +96,15 @@ class WorkerSettings:
 
 
 class _Outstanding:
-    __slots__ = ("push", "sent", "waiting")
+    __slots__ = ("again", "lost", "push", "sent", "waiting")
 
     def __init__(self, push: ev.Push, shards: tuple[int, ...], now: float) -> None:
         self.push = push
         self.waiting = set(shards)
         self.sent = now
+        # Shards that have been sent it again, and those that have not taken it.
+        self.again: set[int] = set()
+        self.lost: set[int] = set()
 
 
 class Worker:
@@ -129,7 +133,7 @@ class Worker:
         self._range_stop = 0
         self._computing: ev.Lease | None = None
         # Answers to an earlier life's pushes, pulls and asks must not be taken for this one's.
-        self._seq = self._ask = incarnation << 32
+        self._seq = self._ask = incarnation << LIFE_BITS
         self._phase_since = 0.0
         self._reads: tuple[ev.Read, ...] = ()
         # For each shard the version that its last update will be a part of, if it is gathered.
@@ -367,13 +371,17 @@ class Worker:
     def _answered(self, event: ev.Acked, entry: _Outstanding, now: float) -> list[Effect]:
         entry.waiting.discard(event.shard)
         gathered = event.outcome == ev.APPLIED
+        # A duplicate of what was sent again is most likely the first one's.
+        own = event.outcome == ev.DUPLICATE and event.shard in entry.again
+        if not gathered and not own:
+            entry.lost.add(event.shard)
         version = entry.push.reads[event.shard][1]
         self._awaited[event.shard] = version + 1 if gathered else NO_NEED
         if entry.waiting:
             return []
         del self.outstanding[event.seq]
         next_ = self._let_go(now) if self.phase == HOLDING else self._advance(now)
-        return [Release(event.seq), *next_]
+        return [Release(event.seq, tuple(sorted(entry.lost))), *next_]
 
     def _gap(self, event: ev.Acked, entry: _Outstanding, now: float) -> list[Effect]:
         earlier = [
@@ -390,6 +398,7 @@ class Worker:
             return effects + self._answered(event, entry, now)
         for o in earlier:
             o.sent = now
+            o.again.add(event.shard)
         return [Publish(o.push, (event.shard,)) for o in earlier]
 
     def _abandon(self, session: int, reason: str, now: float) -> list[Effect]:
@@ -465,6 +474,7 @@ class Worker:
         for entry in self.outstanding.values():
             if now - entry.sent >= patience:
                 entry.sent = now
+                entry.again |= entry.waiting
                 effects.append(Publish(entry.push, tuple(sorted(entry.waiting))))
         if self.phase == PULLING and now - self._phase_since >= patience:
             self._phase_since = now

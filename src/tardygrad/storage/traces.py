@@ -27,6 +27,7 @@ from typing import BinaryIO
 from tardygrad.errors import LedgerError
 from tardygrad.layout import KeyRange
 from tardygrad.protocol import trace
+from tardygrad.protocol.residuals import Inherited, Residual, Returned
 from tardygrad.protocol.trace import Record
 from tardygrad.storage.atomic import (
     make_directory,
@@ -37,8 +38,12 @@ from tardygrad.storage.atomic import (
 )
 
 __all__ = [
-    "Cut", "Piece", "cuts", "read_pieces", "read_traces", "set_aside", "take_back", "whole_until",
+    "RESIDUALS", "Cut", "Piece", "cuts", "read_pieces", "read_residuals", "read_traces",
+    "residual_line", "set_aside", "take_back", "whole_until",
 ]  # fmt: skip
+
+RESIDUALS = "residuals.jsonl"
+"""Beside the traces: what happened to workers' residuals, a JSON object a line."""
 
 _TRACE, _EARLIER, _CUT = "trace", "trace-before", "cut.json"
 
@@ -98,6 +103,44 @@ def whole_until(file: BinaryIO, size: int, shards: int) -> int:
             break
         end -= record
     return end
+
+
+def residual_line(entry: Residual) -> bytes:
+    """An entry as a line of the file of residuals."""
+    return json.dumps(entry._asdict()).encode() + b"\n"
+
+
+def read_residuals(directory: Path) -> list[Residual]:
+    """All entries about residuals, oldest first; none where no codec kept one.
+
+    Args:
+        directory: the folder ``trace`` of a run.
+
+    Raises:
+        LedgerError: a line is neither an entry nor torn.
+        StorageError: the file cannot be read.
+    """
+    path = directory / RESIDUALS
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise storage_error(error, path, "read") from error
+    found: list[Residual] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            fields = json.loads(line) if line.strip() else {}
+        except ValueError:
+            continue  # its worker was cut off while it wrote, before anything came of it
+        try:
+            if "before" in fields:
+                found.append(Inherited(**fields))
+            elif fields:
+                found.append(Returned(**{**fields, "shards": tuple(fields["shards"])}))
+        except (TypeError, KeyError) as error:
+            raise LedgerError(f"{short(path)}, line {number}, is no entry; {_REMEDY}") from error
+    return found
 
 
 def _name(shard: int) -> str:

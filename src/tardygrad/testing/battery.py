@@ -104,7 +104,7 @@ def check_method(name: str, **settings: Any) -> None:
     _check_rules(method)
     _check_state(method)
     _check_serial(method, section)
-    _check_run(method, section)
+    _check_run(section)
 
 
 def _steps(count: int) -> Iterator[Step]:
@@ -183,7 +183,8 @@ def _check_serial(method: Method, section: dict[str, Any]) -> None:
         _require(torch.equal(trained[name], value), f"{name} differs from the serial loop's")
 
 
-def _troubled(method: Method, section: dict[str, Any], seed: int) -> Job:
+def troubled(section: dict[str, Any], seed: int) -> Job:
+    """A run of the method in ``section`` whose members die and whose messages are lost."""
     faults = [
         {"kind": "crash", "target": "worker-1", "at_s": 0.04},
         {"kind": "crash", "target": "server-0", "at_s": 0.06},
@@ -197,17 +198,17 @@ def _troubled(method: Method, section: dict[str, Any], seed: int) -> Job:
         section,
         seed=seed,
         workers=3,
-        servers=_most_servers(method, 2),
+        servers=_most_servers(parse(section), 2),
         checkpoint={"every_s": 0.03},
         failure={"lease_s": 0.5, "heartbeat_s": 0.1, "restarts": 20, "backoff_s": 0.05},
         simulation={"faults": faults, "compute": {"distribution": "exponential", "mean_s": 0.01}},
     )
 
 
-def _check_run(method: Method, section: dict[str, Any]) -> None:
+def _check_run(section: dict[str, Any]) -> None:
     digests = []
     for seed in (1, 1, 2):
-        cluster = SimulatedCluster(_troubled(method, section, seed))
+        cluster = SimulatedCluster(troubled(section, seed))
         end = cluster.run()
         cluster.check(end)
         _require(end.outcome == "done", f"a run under faults ends as {end.outcome}: {end.reason}")

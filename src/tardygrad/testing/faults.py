@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from tardygrad import codecs
 from tardygrad.config import Duration, merge
 from tardygrad.data.sources import ArraySource
 from tardygrad.engines.base import Job
@@ -133,7 +134,7 @@ def _with_more(schedule: Schedule, rng: random.Random) -> Schedule:
     disk = Duration(distribution="uniform", mean_s=mean_s, spread=mean_s)
     schedule = dataclasses.replace(schedule, disk=disk)
     if schedule.seed % TORCH_EVERY or schedule.samples > _TORCH_SAMPLES:
-        return _with_rounds(schedule, rng)
+        return _with_codec(_with_rounds(schedule, rng))
     adam = {"class": "Adam", "arguments": {"lr": 0.01}}
     momentum = {"class": "SGD", "arguments": {"lr": 0.05, "momentum": 0.9}}
     method = {"mixing": rng.choice((1.0, 0.5)), "optimizer": rng.choice((adam, momentum))}
@@ -144,7 +145,7 @@ def _with_more(schedule: Schedule, rng: random.Random) -> Schedule:
         settings=merge(schedule.settings, {"method": method, "threads": 1}),
         model="torch",
     )
-    return _with_rounds(schedule, rng)
+    return _with_codec(_with_rounds(schedule, rng))
 
 
 def _with_rounds(schedule: Schedule, rng: random.Random) -> Schedule:
@@ -219,6 +220,19 @@ def _with_groups(schedule: Schedule) -> Schedule:
     in_flight = min(schedule.settings["method"]["in_flight"], 1)
     method |= {"name": "all_reduce", "in_flight": in_flight}
     settings = {**schedule.settings, "method": method}
+    return dataclasses.replace(schedule, settings=settings)
+
+
+def _with_codec(schedule: Schedule) -> Schedule:
+    # From a stream of its own as well. What counts samples would have to see the residuals.
+    rng = random.Random(f"codec of {schedule.seed}")
+    grouped = schedule.settings["method"]["name"] == "all_reduce"
+    if schedule.model == "counting" or grouped or rng.random() < 0.3:
+        return schedule
+    codec: dict[str, Any] = {"name": rng.choice(codecs.names())}
+    if codec["name"] != "fp32" and rng.random() < 0.2:
+        codec |= {"error_feedback": False}
+    settings = merge(schedule.settings, {"method": {"codec": codec}})
     return dataclasses.replace(schedule, settings=settings)
 
 

@@ -66,7 +66,8 @@ def check_replay(cluster: SimulatedCluster, end: RunEnd) -> None:
     # As in the run: sums depend on the number of threads to the bit.
     torch.set_num_threads(cluster.job.config.threads)
     try:
-        found = digest([replay_traces(cluster.job, cluster.history.records)])
+        history = cluster.history
+        found = digest([replay_traces(cluster.job, history.records, history.residuals)])
     finally:
         torch.set_num_threads(threads)
     if found != end.figures["digest"]:

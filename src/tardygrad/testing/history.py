@@ -23,6 +23,7 @@ from tardygrad.protocol import effects as ef
 from tardygrad.protocol import events as ev
 from tardygrad.protocol import trace
 from tardygrad.protocol.invariants import Auditor, account
+from tardygrad.protocol.residuals import Residual
 from tardygrad.protocol.scheduler import Scheduler
 from tardygrad.protocol.worker import COMPUTING, Worker
 from tardygrad.testing import verdict
@@ -40,6 +41,7 @@ class History:
         self.job = job
         self.shards = len(job.ranges)
         self.records: list[list[trace.Record]] = [[] for _ in range(self.shards)]
+        self.residuals: list[Residual] = []
         self.stretches: list[verdict.Stretch] = []
         self._auditor = Auditor(job.plan, self.shards, limit=job.method.staleness.limit)
         consistency = job.method.consistency
@@ -62,6 +64,10 @@ class History:
         self._auditor.feed(shard, record)
         if self.stretches[-1].closed and record.kind in trace.BOOKED:
             raise InvariantViolation(f"after the end shard {shard} still takes in {record}")
+
+    def residual(self, entry: Residual) -> None:
+        """Something happened to a worker's residual."""
+        self.residuals.append(entry)
 
     def handled(
         self, now: float, address: ev.Address, machine: Any, event: Any, effects: list[ef.Effect]

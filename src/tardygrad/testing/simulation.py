@@ -24,7 +24,7 @@ from torch import nn
 from tardygrad.config import Duration, RunConfig, merge
 from tardygrad.data.fragments import FragmentPlan
 from tardygrad.data.sources import ArraySource, Source
-from tardygrad.engines.base import Job, RunEnd, Snapshot, Tensors
+from tardygrad.engines.base import Job, RunEnd, Snapshot, Tensors, WorkerState
 from tardygrad.engines.inline import InlineEngine
 from tardygrad.errors import InvariantViolation, StorageError
 from tardygrad.layout import partition
@@ -33,6 +33,7 @@ from tardygrad.models.base import ModelAdapter
 from tardygrad.models.null import NullAdapter
 from tardygrad.models.torch import TorchAdapter
 from tardygrad.protocol.ledger import Ledger
+from tardygrad.resuming import with_residuals
 from tardygrad.testing.counting import CountingAdapter
 from tardygrad.testing.history import History
 
@@ -140,6 +141,7 @@ def resumed(job: Job, store: MemoryStore, *, told: int = 0) -> Job:
     """
     ledgers = store.ledgers(job.plan)
     complete = min((ledger.epochs_complete for ledger in ledgers), default=0)
+    job, _ = with_residuals(job, store)
     return dataclasses.replace(
         job,
         generation=job.generation + 1,
@@ -166,6 +168,8 @@ class MemoryStore:
         self.checkpoints: dict[int, dict[str, Any]] = {}
         self.last_step = 0
         self._files: dict[tuple[int, int], Snapshot] = {}
+        self._workers: dict[tuple[int, int], WorkerState] = {}
+        self._left: dict[int, dict[int, WorkerState]] = {}
         self._failing = failing
         self._writes = 0
 
@@ -204,6 +208,23 @@ class MemoryStore:
         if step <= max(self.checkpoints, default=0):
             raise InvariantViolation(f"checkpoint {step} comes after {max(self.checkpoints)}")
         self.checkpoints[step] = copy.deepcopy(state)
+        members: Any = state.get("left", ())
+        found = [self._workers[w, i] for w, i in members if (w, i) in self._workers]
+        self._left[step] = {kept.worker: kept for kept in found}
+        self._workers = {}
+
+    def write_worker(self, state: WorkerState) -> None:
+        """Keep what a worker leaves until the next checkpoint takes it up."""
+        self._workers[state.worker, state.incarnation] = copy.deepcopy(state)
+
+    def worker(self, step: int, worker: int) -> WorkerState | None:
+        """A copy of what the checkpoint has of a worker's slot."""
+        return copy.deepcopy(self._left.get(step, {}).get(worker))
+
+    def workers(self) -> tuple[int, dict[int, WorkerState]]:
+        """The newest checkpoint's number, and what it has of workers."""
+        newest = max(self.checkpoints, default=0)
+        return newest, copy.deepcopy(self._left.get(newest, {}))
 
     def newest(self, shard: int) -> Snapshot | None:
         """A copy of the shard's snapshot in the newest checkpoint."""

@@ -1,0 +1,167 @@
+"""A worker's side of a codec: what its pushes left out so far, and how the next one is packed.
+
+Theory of operation. For each push, per shard (Seide et al., INTERSPEECH 2014; Karimireddy et al.,
+arXiv 1901.09847)::
+
+    p <- delta + e;   send C(p);   e <- p - C(p)                e: the residual, at first 0
+
+so what was sent, plus the residual, is always what was computed. A push that a shard does not take
+is trained again, or dropped by policy: then ``C(p) - delta`` goes back into the residual, and the
+sum holds for the updates that were taken. That is done when the next push is packed, and written
+down first: a replay does the same at the same place.
+
+The residual outlives sessions: it is made of updates that count. It ends with the process, unless
+that leaves in good order; then a checkpoint keeps it (``state``), and the slot's next process goes
+on with it (``take_over``). What is not finite leaves no residual behind.
+
+Memory: the residual, and for each push in flight what would go back, each as large as the model.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from tardygrad.codecs.pushes import PushFormat
+from tardygrad.errors import StorageError
+from tardygrad.protocol.residuals import Inherited, Residual, Returned
+from tardygrad.storage.traces import RESIDUALS, residual_line
+
+__all__ = ["Packer", "ResidualLog"]
+
+_RESIDUAL = "residual"
+
+
+class Packer:
+    """Packs one worker's pushes.
+
+    Args:
+        form: how a push lies in bytes.
+        worker: whose.
+        log: keeps what happens to the residual; it is durable once that returns.
+    """
+
+    def __init__(self, form: PushFormat, worker: int, log: Callable[[Residual], None]) -> None:
+        self._form, self._worker, self._log = form, worker, log
+        self._newest = 0
+        self._coders = form.coders()
+        self._residual: torch.Tensor | None = None
+        if form.codec.feeds_back:
+            self._residual = torch.zeros(form.parameters_size)
+        self._undo: dict[int, torch.Tensor] = {}
+        self._lost: list[tuple[int, tuple[int, ...]]] = []
+
+    @property
+    def residual(self) -> torch.Tensor | None:
+        """What pushes have left out so far, float32 ``[parameters_size]``; None if it is lost."""
+        return self._residual
+
+    def pack(self, seq: int, update: torch.Tensor, out: torch.Tensor) -> None:
+        """Encode an update.
+
+        Args:
+            seq: the push's number.
+            update: float32 ``[layout.size]``: the update, then the buffers.
+            out: uint8 ``[form.nbytes]``, beginning at a multiple of 64 bytes.
+        """
+        self._settle(seq)
+        self._newest = seq
+        form, size = self._form, self._form.parameters_size
+        form.buffers(out).copy_(update[size:])
+        residual = self._residual
+        if residual is None:
+            for shard, (coder, owned) in enumerate(zip(self._coders, form.owned, strict=True)):
+                coder.encode(update[owned], form.part(out, shard))
+            return
+        before = residual.clone()
+        residual.add_(update[:size])
+        for shard, (coder, owned) in enumerate(zip(self._coders, form.owned, strict=True)):
+            part, mine = form.part(out, shard), residual[owned]
+            coder.encode(mine, part)
+            mine.sub_(coder.decode(part))
+        residual.nan_to_num_(0.0, 0.0, 0.0)
+        self._undo[seq] = before.sub_(residual)
+
+    def answered(self, seq: int, lost: tuple[int, ...]) -> None:
+        """A push is done with; the shards in ``lost`` have not taken it."""
+        if seq not in self._undo:
+            return
+        if lost:
+            self._lost.append((seq, lost))
+        else:
+            del self._undo[seq]
+
+    def _settle(self, at: int) -> None:
+        """Take back, before push ``at``, what lost pushes did to the residual."""
+        lost, self._lost = self._lost, []
+        for seq, shards in lost:
+            self._log(Returned(self._worker, at, seq, shards))
+            undo = self._undo.pop(seq)
+            assert self._residual is not None
+            for shard in shards:
+                owned = self._form.owned[shard]
+                self._residual[owned].add_(undo[owned])
+
+    def unpack(self, push: torch.Tensor, out: torch.Tensor) -> None:
+        """Decode a whole push (uint8 ``[form.nbytes]``) into ``out``, float32 ``[layout.size]``."""
+        form = self._form
+        for shard, (coder, owned) in enumerate(zip(self._coders, form.owned, strict=True)):
+            out[owned] = coder.decode(form.part(push, shard))
+        out[form.parameters_size :] = form.buffers(push)
+
+    def leave(self) -> dict[str, torch.Tensor]:
+        """Copies of the residual and of what the coders remember, every push being answered."""
+        self._settle(self._newest + 1)
+        found = {} if self._residual is None else {_RESIDUAL: self._residual.clone()}
+        for shard, coder in enumerate(self._coders):
+            found |= {f"shard{shard}.{key}": value for key, value in coder.state().items()}
+        return found
+
+    def take_over(
+        self, state: dict[str, torch.Tensor], entry: Inherited, *, same_codec: bool
+    ) -> None:
+        """Go on from what another's :meth:`leave` returned; of another codec the residual alone."""
+        self._log(entry)
+        if self._residual is not None and _RESIDUAL in state:
+            self._residual.copy_(state[_RESIDUAL])
+        for shard, coder in enumerate(self._coders):
+            prefix = f"shard{shard}."
+            own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            if same_codec and own:
+                coder.load_state(own)
+
+
+class ResidualLog:
+    """Appends to the run's file of residuals, one system call an entry; workers share the file."""
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / RESIDUALS
+        try:
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+            self._file = os.open(self._path, flags, 0o644)
+            # Whatever a power cut left of a line ends here.
+            os.write(self._file, b"\n")
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def _failure(self, error: OSError) -> StorageError:
+        return StorageError(
+            f"cannot write {self._path}: {error.strerror}; without it the run could not be "
+            "replayed, so it stops (free some space, then resume it)"
+        )
+
+    def write(self, entry: Residual) -> None:
+        """Append an entry; it survives this process once the call returns.
+
+        Raises:
+            StorageError: the disk is full or the file cannot be written.
+        """
+        data = residual_line(entry)
+        try:
+            if os.write(self._file, data) != len(data):
+                raise OSError(28, "No space left on device")
+        except OSError as error:
+            raise self._failure(error) from error
