@@ -117,15 +117,7 @@ class _WorkerProcess:
             and host.borrow(self.lent[0][0], buffers=None)
         )
         self.packer = host.packer
-        own = None if self.packer is None else torch.zeros(job.layout.size)
-        self.slots = [
-            _Slot(
-                self.arena.update(worker, i) if own is None else own,
-                self.arena.push(worker, i),
-                self.arena.stamp(worker, i),
-            )
-            for i in range(settings.slots)
-        ]
+        self.slots = self._slots(settings.slots)
         self.next_stamp = 1 + max(
             self.arena.stamp(worker, i) for i in range(self.arena.geometry.slots)
         )
@@ -159,6 +151,17 @@ class _WorkerProcess:
             ef.Release: self._release,
             ef.Leave: self._leave,
         }
+
+    def _slots(self, count: int) -> list[_Slot]:
+        own = None if self.packer is None else torch.zeros(self.job.layout.size)
+        return [
+            _Slot(
+                self.arena.update(self.worker, i) if own is None else own,
+                self.arena.push(self.worker, i),
+                self.arena.stamp(self.worker, i),
+            )
+            for i in range(count)
+        ]
 
     def run(self) -> None:
         """Work until the machine leaves."""
