@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from tardygrad.engines import sums
-from tardygrad.engines.gloo import Rehearsal, Ring
+from tardygrad.engines.gloo import Rehearsal, Ring, require
+from tardygrad.errors import UsageError
 from tardygrad.protocol.events import Group
 
 SIZE = 207
@@ -55,6 +56,13 @@ def test_who_closes_its_connections_frees_those_that_wait(tmp_path: Path) -> Non
         del rings[1]
         assert "peer" in waiting.result(timeout=60.0)
     assert torch.equal(one, before)
+
+
+def test_without_gloo_another_method_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    require("all_reduce")
+    monkeypatch.setattr(torch.distributed, "is_gloo_available", lambda: False)
+    with pytest.raises(UsageError, match="take sync_sgd"):
+        require("all_reduce")
 
 
 def test_a_ring_is_complete_when_all_are_there(tmp_path: Path) -> None:

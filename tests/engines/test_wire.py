@@ -54,7 +54,7 @@ def _assert_sound(message: Any) -> None:
     assert type(message) in ev.MESSAGES
     hints = get_type_hints(type(message))
     for name, value in message._asdict().items():
-        if hints[name] in (int, str, bool):
+        if hints[name] in (int, float, str, bool):
             assert type(value) is hints[name]
         else:
             assert isinstance(value, tuple)

@@ -22,7 +22,7 @@ import torch
 import torch.distributed
 
 from tardygrad.engines.sums import weighted
-from tardygrad.errors import TrainingFailed
+from tardygrad.errors import TrainingFailed, UsageError
 from tardygrad.protocol.events import Group
 
 # torch does not declare most of what is used of it here.
@@ -30,6 +30,19 @@ _c10d: Any = torch.distributed
 _FOREVER = datetime.timedelta(days=365)
 _LOOPBACK = "lo"
 _REHEARSAL_S = 30.0
+
+
+def require(method: str) -> None:
+    """See that there is a gloo.
+
+    Raises:
+        UsageError: this torch was built without it.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_gloo_available()):
+        raise UsageError(
+            f"method {method} averages by gloo, and torch {torch.__version__} was built without; "
+            "install one with torch.distributed, or take sync_sgd, which makes the same steps"
+        )
 
 
 class Ring:

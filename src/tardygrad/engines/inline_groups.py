@@ -1,8 +1,9 @@
 """The simulator's groups: workers that average their updates among themselves.
 
 Theory of operation. A collective ends when all ranks have come to it, and then each rank hears of
-it after a time of its own: a ring of n ranks passes 2 (n - 1) messages one after the other. When a
-rank leaves or dies, whoever waits for it gets an error; of those that have not heard yet of a
+it after a time of its own: a ring of n ranks passes 2 (n - 1) messages one after the other, and
+2 (n - 1) / n times an update's bytes go up and down each rank's link, where that has a limit. When
+a rank leaves or dies, whoever waits for it gets an error; of those that have not heard yet of a
 collective that ended, some do. A frozen rank comes late; one that is cut off from the network hears
 nothing, and its connections hold.
 """
@@ -75,9 +76,10 @@ class Collectives:
             updates = [u[: self._parameters] for _, _, _, u in ranks if u is not None]
             samples = [asked.samples for _, _, asked, _ in ranks]
             found = sums.mean(updates, samples) if updates else None
+            through_s = self._through_s([at for at, *_ in ranks])
             for at, incarnation, asked, _ in ranks:
                 done = ev.Reduced(asked.seq, "")
-                self._tell(at, incarnation, done, len(ranks), (generation, found))
+                self._tell(at, incarnation, done, len(ranks), (generation, found), through_s)
 
     def leave(self, address: ev.Address) -> None:
         """A worker is gone, or has left its group."""
@@ -117,8 +119,18 @@ class Collectives:
             self._tell(address, incarnation, ev.Reduced(asked.seq, _BROKEN), 1, None)
         group.reducing = {}
 
+    def _through_s(self, ranks: list[ev.Address]) -> float:
+        """Seconds until the ring's slowest link has let its share of the bytes through."""
+        links, now = self._world.links, self._world.now
+        if links is None:
+            return 0.0
+        count = 2 * (len(ranks) - 1) * 4 * self._parameters // len(ranks)
+        ends = [link.take(now, count)[1] for at in ranks for link in (links.up(at), links.down(at))]
+        return max(ends) - now
+
     def _tell(
-        self, address: ev.Address, incarnation: int, event: ev.Event, size: int, mean: Mean | None
-    ) -> None:
-        way = self._world.network[address[1]]()
-        self._world.later(max(2 * (size - 1), 1) * way, address, event, incarnation, mean)
+        self, address: ev.Address, incarnation: int, event: ev.Event, size: int, mean: Mean | None,
+        through_s: float = 0.0,
+    ) -> None:  # fmt: skip
+        latency_s = max(2 * (size - 1), 1) * self._world.network[address[1]]()
+        self._world.later(through_s + latency_s, address, event, incarnation, mean)

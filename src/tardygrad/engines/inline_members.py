@@ -149,6 +149,8 @@ class Members(World):
             event = self.groups.hears(address, member, event, payload)
             if event is None:
                 return
+            member.counters.communicating_s += max(self.now - member.since, 0.0)
+            member.since = max(self.now, member.since)
         self._handle(address, member, event)
 
     def _pull(self, effect: ef.Pull, source: ev.Address) -> None:
@@ -193,6 +195,7 @@ class Members(World):
 
     def _compute(self, effect: ef.Compute, source: ev.Address) -> None:
         member = self.at(source)
+        self.settle(member)
         worker = source[1]
         batches = effect.stop - effect.first
         draw = self.compute[worker]

@@ -26,7 +26,7 @@ import msgpack
 import torch
 import zmq
 
-from tardygrad.engines import nursery, runtime_directory, wire
+from tardygrad.engines import gloo, nursery, runtime_directory, wire
 from tardygrad.engines.base import Job, Observer, RunEnd, SnapshotStore, checkpoint_fields
 from tardygrad.engines.bells import Ringer
 from tardygrad.engines.child import EVALUATION, FAILURE, IDLE, MESSAGE, REPORT, write_job
@@ -51,10 +51,13 @@ class ProcessesEngine:
         """Train until the work is done, the run is interrupted, or it cannot go on.
 
         Raises:
+            UsageError: the method averages by gloo, and there is none.
             StorageError: neither memory nor the disk has room for what is shared, or the disk is
                 full.
             TrainingFailed: the process that starts the others is gone.
         """
+        if job.method.uses_groups:
+            gloo.require(job.method.name)
         directory = runtime_directory.create()
         processes: nursery.Nursery | None = None
         try:

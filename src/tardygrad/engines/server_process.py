@@ -193,9 +193,9 @@ class _ServerProcess:
             self.current, self.stamp = at, stamp
             served = True
             if push is not None:
-                began = time.monotonic()
                 if push.ranks > 1:
                     self.waiting[(worker, push.seq)] = (at, stamp)
+                began = time.monotonic()
                 self._handle(push)
                 self.counters.pushes += 1
                 self.counters.applying_s += time.monotonic() - began

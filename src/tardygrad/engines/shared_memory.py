@@ -359,10 +359,8 @@ class Arena:
         at = self._slots[push.worker][slot]
         reads = [n for read in push.reads for n in read]
         self.geometry.descriptor.pack_into(
-            self._view, at + 8, push.lineage, push.session, push.seq, push.fence, push.epoch,
-            push.fragment, push.first, push.stop, push.samples, push.clock, push.generation,
-            push.ranks, stamp, *reads,
-        )  # fmt: skip
+            self._view, at + 8, push.lineage, *push[2:11], *push[12:], stamp, *reads
+        )
         fence()
         self.words[at // 8] = stamp
 
