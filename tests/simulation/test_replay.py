@@ -213,7 +213,9 @@ def test_shards_that_wait_for_one_another() -> None:
     snapshot = Record(trace.SNAPSHOT, 0, 0, seq=1)
     restored = Record(trace.RESTORED, 1, 0, seq=1)
     progress: list[tuple[int, int]] = []
-    replay_traces(job, [[step], [snapshot, restored, other]], lambda *at: progress.append(at))
+    replay_traces(
+        job, [[step], [snapshot, restored, other]], progress=lambda *at: progress.append(at)
+    )
     assert progress[-1] == (2, 2)
 
 
@@ -221,7 +223,7 @@ def test_what_nobody_needs_is_not_computed(tmp_path: Path) -> None:
     run = record(tmp_path, servers=2, faults=[crash("server-0", 0.05), crash("server-1", 0.05)])
     steps = {(r.session, r.seq) for rs in run.traces for r in rs if r.kind == trace.APPLIED}
     progress: list[tuple[int, int]] = []
-    replay_traces(run.job, run.traces, lambda done, total: progress.append((done, total)))
+    replay_traces(run.job, run.traces, progress=lambda done, total: progress.append((done, total)))
     done, total = progress[-1]
     assert done == total == 2 * run.job.plan.batches_per_epoch < len(steps)
 
@@ -236,7 +238,7 @@ def test_memory_does_not_grow_with_the_run(tmp_path: Path, monkeypatch: pytest.M
         memory = execution._memory
         kept.append(len(memory._copies) + len(memory._snapshots) + len(execution._updates))
 
-    execution = _Execution(run.job, run.traces, look)
+    execution = _Execution(run.job, run.traces, (), look)
     execution.run()
     assert len(kept) > 20
     assert max(kept) < 20  # a few versions of three shards, a few updates, a snapshot or two
