@@ -16,13 +16,15 @@ from typing import Any
 from benchmarks import uneven
 from benchmarks.crossing import EVERY
 from benchmarks.harness import Figure, SideFailed, run_side
-from tardygrad.codecs import names
+from tardygrad import codecs, methods
+from tardygrad.methods.rules.local import LocalMethod
 
 WINDOW_S = 5.0
 CHECKPOINTS_S = 10.0
 RATES = (0.05, 0.1, 0.15)
 SEEDS = (0, 1, 2)
 TARGET, EPOCHS = 0.98, 5
+LOCAL_STEPS = 16
 
 Side = Callable[[int], float]
 Times = dict[float, list[float]]
@@ -191,6 +193,20 @@ def _speeds() -> list[Figure]:
     ]  # fmt: skip
 
 
+def _method_figure(name: str) -> Figure:
+    """A method with its defaults; of the local ones, each with the same H."""
+    method = methods.find(name)
+    local = issubclass(method, LocalMethod)
+    settings = {"name": name, **({"exchange_period": LOCAL_STEPS} if local else {})}
+    document = json.dumps(_document("tardygrad.recipes.networks:mlp", _MNIST, 2, method=settings))
+    return Figure(
+        f"method {name}, mlp, 2 workers, vs plain", "samples/s",
+        lambda _: _value("ours", "speed", document, WINDOW_S), _plain("mlp"),
+        1.9 if local else None, None, rounds=3,
+        note=f"its defaults, H = {LOCAL_STEPS}" if local else "its defaults",
+    )  # fmt: skip
+
+
 def figures() -> list[Figure]:
     """All figures in the order of the table."""
     *training, sleepers = _speeds()
@@ -227,5 +243,6 @@ def figures() -> list[Figure]:
                _size_of("ours", "pss_mib"), _size_of("plain", "pss_mib"), None, None,
                judged="difference", smaller_is_better=True,
                note="mlp, 2 workers; a page that processes share counts for each by its share"),
-        *(_codec_figure(name) for name in names() if name != "fp32"),
+        *(_codec_figure(name) for name in codecs.names() if name != "fp32"),
+        *(_method_figure(name) for name in methods.names()),
     ]  # fmt: skip
