@@ -18,7 +18,7 @@ from tardygrad.consistency import ASP
 from tardygrad.protocol import effects as ef
 from tardygrad.protocol import events as ev
 from tardygrad.protocol.membership import LEFT
-from tardygrad.protocol.scheduler import SAVING, STOPPING, Scheduler
+from tardygrad.protocol.scheduler import OVER, SAVING, STOPPING, Scheduler
 from tardygrad.protocol.scheduler_settings import SchedulerSettings
 from tardygrad.protocol.server import Server, ServerSettings
 from tardygrad.staleness import Constant
@@ -269,8 +269,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert not set(fragments) & set(book.fencing)
         for lease in book.leases.values():
             entry = self.machine.workers[lease.worker]
-            # Who leaves because the run stops may leave in the middle of a lease.
-            assert entry.alive or (entry.state == LEFT and self.machine.phase in (STOPPING, SAVING))
+            # Who leaves because the run stops may leave in the middle of a lease, for good.
+            stops = self.machine.phase in (STOPPING, SAVING, OVER)
+            assert entry.alive or (entry.state == LEFT and stops)
             assert entry.session == lease.session
 
     @invariant()
