@@ -27,6 +27,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "diloco without momentum": _sync(momentum=0.0, nesterov=False),
     "async, momentum at each arrival": _async(1, 0.9),
     "async, momentum at every 4th": _async(4, 0.9),
+    "async, every 4th, steps by speed": {**_async(4, 0.9), "balance": {"name": "steps"}},
     "async without momentum": _async(1, 0.0),
 }
 

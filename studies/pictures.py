@@ -14,6 +14,7 @@ from studies.summaries import Row, Summary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
 COLOURS = (
     "#3a6ea5", "#d9822b", "#2e8b57", "#c0392b", "#7b5aa6", "#8c6d46", "#767676", "#2aa5b5",
@@ -67,8 +68,7 @@ def _points(axes: Axes, study: Study, shown: Shown, colours: dict[str, str]) -> 
     axes.set(xlabel=study.x, ylabel=unit)
     if study.judged == "seconds":
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("{x:g}")
+        _plain_numbers(axes.yaxis)
 
 
 def _series(
@@ -106,4 +106,14 @@ def _curves(axes: Axes, study: Study, shown: Shown, colours: dict[str, str]) -> 
             axes.plot(across, values, color=colours[row.series], linewidth=1, label=label)
     axes.axhline(study.target, color="#767676", linestyle=":")
     axes.set_xscale("log")
+    _plain_numbers(axes.xaxis)
     axes.set(xlabel="virtual seconds", ylabel="test accuracy")
+
+
+def _plain_numbers(axis: Axis) -> None:
+    """1, 2, 5 and so on along a logarithmic axis, not powers of ten."""
+    from matplotlib.ticker import LogLocator
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter("")
