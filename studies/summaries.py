@@ -124,12 +124,12 @@ def _kept(document: Mapping[str, Any]) -> Run:
 
 
 def _best(study: Study, found: Mapping[float, Run]) -> float:
-    """The rate whose run is best; the smaller one of equals."""
+    """The rate whose run is best, the smallest one of equals; all that diverged are equal."""
 
     def rank(rate: float) -> tuple[bool, float, float]:
         run = found[rate]
         seconds = run.seconds_to(study.target) if study.judged == "seconds" else 0.0
-        return run.diverged, seconds, -run.accuracy
+        return run.diverged, seconds, 0.0 if run.diverged else -run.accuracy
 
     return min(sorted(found), key=rank)
 
