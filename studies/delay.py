@@ -30,7 +30,7 @@ def _arms() -> list[Arm]:
             at=str(workers),
             settings={"method": method, "workers": workers, "epochs": 4},
             momentum=momentum,
-            anchor=f"{series}, {COUNTS[0]}" if workers == COUNTS[-1] else None,
+            anchor=f"{series}, {COUNTS[0]}" if workers != COUNTS[0] else None,
         )
         for workers in COUNTS
         for series, (method, momentum) in _methods(workers).items()
