@@ -9,6 +9,7 @@ VENV := .venv
 JOBS ?= 2
 PIP_FLAGS ?=
 FIGURES ?=
+STUDIES ?=
 ARGS ?=
 
 RUN := $(VENV)/bin/python
@@ -18,13 +19,14 @@ DEMONSTRATION := $(VENV)/.installed-demo
 
 .DEFAULT_GOAL := venv
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test bench lint docs clean distclean
+.PHONY: help venv demo test bench reproduce lint docs clean distclean
 
 help:
 	@echo 'make            create $(VENV) and install what development needs'
 	@echo 'make demo       train the MNIST network with four workers, and show the result'
 	@echo 'make test       run all tests           ARGS="tests/unit -k layout" runs some'
 	@echo 'make bench      measure                 FIGURES="mlp cnn" measures some'
+	@echo 'make reproduce  run the studies         STUDIES="softsync" runs some'
 	@echo 'make lint       check style and types'
 	@echo 'make docs       check links and names in the pages'
 	@echo 'make clean      delete what tools left; distclean: $(VENV) too.  Runs are never deleted'
@@ -46,6 +48,9 @@ test: $(DEVELOPMENT)
 bench: $(DEVELOPMENT)
 	@$(RUN) -m benchmarks $(FIGURES)
 
+reproduce: $(DEVELOPMENT)
+	@$(RUN) -m studies $(STUDIES)
+
 lint: $(DEVELOPMENT)
 	@$(RUN) -m ruff check
 	@$(RUN) -m ruff format --check
@@ -56,7 +61,7 @@ docs: $(DEVELOPMENT)
 
 clean:
 	@rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis src/*.egg-info
-	@find $(wildcard src tests benchmarks examples docs) -type d -name __pycache__ -prune \
+	@find $(wildcard src tests benchmarks studies examples docs) -type d -name __pycache__ -prune \
 	    -exec rm -rf {} +
 
 distclean: clean

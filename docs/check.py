@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/**/*.md")
-FOLDERS = ("src", "tests", "docs", "examples", "benchmarks", ".ci")
+FOLDERS = ("src", "tests", "docs", "examples", "benchmarks", "studies", ".ci")
 PACKAGE = "tardygrad"
 
 FENCE = re.compile(r"^\s*(```+|~~~+)")

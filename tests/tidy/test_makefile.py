@@ -113,9 +113,15 @@ def test_tests_of_both_kinds(checkout: Checkout) -> None:
 
 
 def test_the_other_targets(checkout: Checkout) -> None:
-    assert checkout.make("bench", "lint", "docs", "FIGURES=mlp").returncode == 0
+    assert (
+        checkout.make(
+            "bench", "reproduce", "lint", "docs", "FIGURES=mlp", "STUDIES=outer"
+        ).returncode
+        == 0
+    )
     assert checkout.calls()[1:] == [
         "benchmarks mlp",
+        "studies outer",
         "ruff check",
         "ruff format --check",
         "mypy",
@@ -133,7 +139,7 @@ def test_the_other_targets(checkout: Checkout) -> None:
 
 def test_help_names_every_target(checkout: Checkout) -> None:
     text = checkout.make("help").stdout
-    for target in ("demo", "test", "bench", "lint", "docs", "clean"):
+    for target in ("demo", "test", "bench", "reproduce", "lint", "docs", "clean"):
         assert f"make {target}" in text
     assert checkout.calls() == []
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = ("src", "tests", "benchmarks", "examples", "docs")
+FOLDERS = ("src", "tests", "benchmarks", "studies", "examples", "docs")
 FUNCTION_LINES = 70
 FILE_LINES = 500
 
