@@ -12,7 +12,7 @@ ORDER = ("softsync", "delay", "outer", "stragglers", "elastic")
 
 
 def studies() -> dict[str, Study]:
-    """All studies by name, in the order of the issue; new ones come last."""
+    """All studies by name, in the order of docs/studies.md; new ones come last."""
     modules = (
         importlib.import_module(f"{package.__name__}.{info.name}")
         for info in pkgutil.iter_modules(package.__path__)
