@@ -17,7 +17,7 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,6 +40,7 @@ from tardygrad.protocol import effects as ef
 from tardygrad.protocol import events as ev
 
 _PROGRESS_S = 0.5
+_LAST_WORD_S = 0.1
 _LISTEN_S = 0.05
 _EVALUATOR: ev.Address = ("evaluator", 0)
 
@@ -334,8 +335,7 @@ class _Run:
     def _bury(self) -> None:
         exits = self.nursery.exits()
         if exits:
-            # What they had to say before they went is on its way.
-            self._receive_control()
+            self._hear_last_words(exits)
         for pid, status in exits:
             address = self.by_pid.pop(pid, None)
             process = None if address is None else self.members.get(address)
@@ -357,6 +357,19 @@ class _Run:
                 self.epochs.evaluator_gone(replaced=replaced)
                 if replaced:
                     self._spawn(address, successor, {"incarnation": successor})
+
+    def _hear_last_words(self, exits: Sequence[nursery.Exit]) -> None:
+        """Receive what they had to say before they went: it is on its way, if not here."""
+        self._receive_control()
+        until = time.monotonic() + _LAST_WORD_S
+        for pid, status in exits:
+            kind, number = self.by_pid.get(pid, ("", 0))
+            # Whoever goes in good order has said so, but its exit may be seen first.
+            while kind == "worker" and status == 0 and self.scheduler.workers[number].alive:
+                left_ms = round(1000 * (until - time.monotonic()))
+                if left_ms <= 0 or not self.control.poll(left_ms):
+                    break
+                self._receive_control()
 
     # --- what people see ----------------------------------------------------------------------
 
