@@ -3,7 +3,8 @@
 Theory of operation. A worker's counters only grow, so the difference of two reports tells of what
 lies between them; the first one is left out, with its first step, which is longer than all others.
 How much single steps scatter is taken from the differences of successive ones, so that a machine
-which is slow for a while does not pass for steps that scatter.
+which is slow for a while does not pass for steps that scatter. A method that trains each batch
+several times takes so many steps with it, and a simulation draws each of them.
 
 The simulator's ways are all of one length, so what an exchange costs beside the steps is divided
 by the ways that lie in it: two, there and back again for the parameters, where pushes are answered
@@ -20,6 +21,7 @@ import math
 import os
 from typing import Any
 
+from tardygrad import methods
 from tardygrad.errors import RunDirectoryError
 from tardygrad.metrics.history import FITTED, SPENT, History, WorkerHistory
 from tardygrad.storage.run_directory import RunDirectory
@@ -30,11 +32,13 @@ _STEADY = 0.01
 """A spread of less than this part of the mean is none."""
 
 
-def simulation_like(run: str | os.PathLike[str]) -> dict[str, Any]:
+def simulation_like(run: str | os.PathLike[str], workers: int | None = None) -> dict[str, Any]:
     """Settings that make a simulation take the times of a real run.
 
     Args:
         run: the run's directory.
+        workers: how many there are to be; None = as many as the run had when it was last begun or
+            resumed. Fewer are its first ones; more begin again with its first one.
 
     Returns:
         ``workers`` and ``servers``, and of the section ``simulation``, in seconds: ``compute`` and
@@ -49,8 +53,13 @@ def simulation_like(run: str | os.PathLike[str]) -> dict[str, Any]:
     servers = history.end.get("servers") or ()
     pushes = sum(server["pushes"] for server in servers)
     apply_s = sum(server["applying_s"] for server in servers) / pushes if pushes else None
+    section = history.start.get("method")
+    steps_per_batch = methods.parse(section).steps_per_batch if section else 1
+    there = int(history.start.get("workers", len(history.workers)))
+    if workers is not None:
+        there = min(there, workers)
     compute, network = [], []
-    for number, worker in sorted(history.workers.items()):
+    for number, worker in sorted(history.workers.items())[:there]:
         told = _steady(worker)
         batches = told["samples"] / max(batch_size, 1)
         if batches < 1 or told["exchanges"] < 1:
@@ -59,15 +68,19 @@ def simulation_like(run: str | os.PathLike[str]) -> dict[str, Any]:
                 "did not count its exchanges), so nothing tells its speed; take a run in which "
                 "every worker did"
             )
-        compute.append(_compute(told, batches))
+        compute.append(_compute(told, batches, steps_per_batch))
         network.append(_rounded(_way_s(told, apply_s or 0.0)))
     if not compute:
         raise RunDirectoryError(f"{directory} has no progress on record yet; wait, and try again")
-    simulation: dict[str, Any] = {"compute": compute, "network": network}
+    count = len(compute) if workers is None else workers
+    simulation: dict[str, Any] = {
+        key: [each[number % len(each)] for number in range(count)]
+        for key, each in (("compute", compute), ("network", network))
+    }
     if apply_s is not None:
         simulation["apply"] = _rounded(apply_s)
     servers_there = {"servers": int(history.start["servers"])} if "servers" in history.start else {}
-    return {"workers": len(compute), **servers_there, "simulation": simulation}
+    return {"workers": count, **servers_there, "simulation": simulation}
 
 
 def _steady(worker: WorkerHistory) -> dict[str, float]:
@@ -80,9 +93,12 @@ def _steady(worker: WorkerHistory) -> dict[str, float]:
     return {name: float(column[-1] - column[first]) for name, column in columns.items()}
 
 
-def _compute(told: dict[str, float], batches: float) -> float | dict[str, Any]:
-    mean_s = told["computing_s"] / batches
-    spread = math.sqrt(told["scatter_s2"] / told["exchanges"])
+def _compute(
+    told: dict[str, float], batches: float, steps_per_batch: int
+) -> float | dict[str, Any]:
+    mean_s = told["computing_s"] / (batches * steps_per_batch)
+    # The variance that is told is that of a batch, which is the sum of those of its steps.
+    spread = math.sqrt(told["scatter_s2"] / told["exchanges"] / steps_per_batch)
     if spread < _STEADY * mean_s:
         return _rounded(mean_s)
     # Steps are seldom much shorter than most, and sometimes much longer.

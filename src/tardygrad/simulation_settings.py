@@ -2,10 +2,10 @@
 
 Theory of operation. The cost of a step, of an exchange and of an update is a sum of few parts. A
 worker computes for a ``Duration``, drawn for each step. Whatever is sent travels for a ``Duration``
-too, its latency. What carries parameters or updates has bytes besides, and those occupy two links,
-one after the other: that of who sends and that of who receives, each for bytes / bandwidth. A
-server's link serves all workers, so their transfers queue there. A server applies one update at a
-time, for a ``Duration`` each. Faults stretch, cut and kill all this by plan. The engine ``inline``
+too, its latency. What carries parameters or updates has bytes besides, and those occupy two links
+at the same time: that of who sends and that of who receives, each for bytes / bandwidth. A server's
+link serves all workers, so their transfers queue there. A server applies one update at a time, for
+a ``Duration`` each. Faults stretch, cut and kill all this by plan. The engine ``inline``
 draws every number from the run's seed.
 """
 

@@ -264,6 +264,63 @@ def test_a_computation_that_is_too_stale_is_not_finished(monkeypatch: pytest.Mon
     assert "stopped: staleness 3 on shard 0, limit 3" in reasons
 
 
+def test_what_is_too_stale_as_it_begins_is_stopped_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parameters travel for as long as many updates take, so they are old when they arrive."""
+    early = 0
+
+    def watch(now: float, address: Any, machine: Any, event: Any, effects: list[Any]) -> None:
+        nonlocal early
+        handled(now, address, machine, event, effects)
+        if type(event) is ev.Pulled:
+            began[address] = now
+        elif type(event) is ev.Overtaken:
+            early += now - began[address] < 0.07
+
+    began: dict[Any, float] = {}
+    job = null_job(
+        samples=64 * 300, workers=3, epochs=1, fragment_batches=4,
+        method={"name": "async_sgd", "in_flight": 0, "staleness": STOPS},
+        simulation={"compute": [0.01, 0.01, 1.0], "network": [0.001, 0.001, 0.06]},
+    )  # fmt: skip
+    found = SimulatedCluster(job)
+    handled = found.history.handled
+    monkeypatch.setattr(found.history, "handled", watch)
+    found.check(found.run())
+    assert early > 0
+    refused = [r for r in found.history.records[0] if r.kind == trace.REFUSED and r.worker == 2]
+    assert not refused, "it is never left to finish a step of a second"
+
+
+def test_only_steps_that_ended_are_counted() -> None:
+    """Neither those that were stopped nor those in which their worker died."""
+    # Right after a report: what a process does after its last one nobody learns.
+    crash = {"kind": "crash", "target": "worker-3", "at_s": 1.001}
+    for staleness, faults in ((STOPS, []), ({"name": "constant"}, [crash])):
+        found = SimulatedCluster(
+            null_job(
+                samples=64 * 300, batch_size=64, workers=4, epochs=1, fragment_batches=4,
+                method={"name": "async_sgd", "in_flight": 0, "staleness": staleness},
+                simulation={"compute": UNEVEN, "faults": faults},
+            )
+        )  # fmt: skip
+        computed = 0
+        handled = found.history.handled
+
+        def watch(
+            now: float, address: Any, machine: Any, event: Any, effects: list[Any],
+            handled: Any = handled,
+        ) -> None:  # fmt: skip
+            nonlocal computed
+            handled(now, address, machine, event, effects)
+            computed += event.samples if type(event) is ev.Computed else 0
+
+        found.history.handled = watch  # type: ignore[method-assign]
+        statistics = found.run().figures["statistics"]
+        counted = statistics.totals("samples")
+        assert counted == 64 * statistics.totals("batches") == 64 * statistics.totals("exchanges")
+        assert counted == computed >= 64 * 300
+
+
 def test_stopping_a_worker_twice_is_stopping_it_once() -> None:
     """Both shards tell it; the second word comes when it has let go."""
     found = null(

@@ -14,12 +14,12 @@ from tardygrad.errors import ConfigError
 from tardygrad.testing.simulation import MemoryStore, SilentObserver, null_job
 
 
-def computed_s(fault: dict[str, Any] | None, steps: int) -> float:
+def computed_s(fault: dict[str, Any] | None, steps: int, **method: Any) -> float:
     """Seconds that one worker takes to compute so many steps of a second."""
     faults = [] if fault is None else [fault]
     job = null_job(
         workers=1, samples=8 * steps, batch_size=8, epochs=1, fragment_batches=steps,
-        method={"name": "async_sgd", "in_flight": 0}, failure={"lease_s": 1000.0},
+        method={"name": "async_sgd", "in_flight": 0, **method}, failure={"lease_s": 1000.0},
         simulation={"compute": 1.0, "network": 0.0, "control": 0.0, "apply": 0.0, "faults": faults},
     )  # fmt: skip
     end = InlineEngine().run(job, SilentObserver(), MemoryStore())
@@ -32,6 +32,25 @@ def test_every_phase_costs_its_factor() -> None:
     assert computed_s(slow, 10) == 12.0
     # Steps begin at 0, 1, 2 (slow, to 5), 5, 6, 7 (slow, to 10), 10, 11, 12 (slow, to 15), 15.
     assert computed_s({**slow, "every_s": 5.0}, 10) == 16.0
+
+
+def test_the_steps_of_an_exchange_are_slow_or_not_each_for_itself() -> None:
+    slow = {
+        "kind": "slow", "target": "worker-0", "factor": 3.0, "at_s": 2.0, "for_s": 0.5,
+        "every_s": 5.0,
+    }  # fmt: skip
+    for steps in (10, 16, 32):
+        alone = computed_s(slow, steps)
+        assert alone > steps
+        assert computed_s(slow, steps, exchange_period=16) == alone
+
+
+def test_each_pass_over_a_batch_is_a_step() -> None:
+    local = {"name": "local_sgd", "exchange_period": 4}
+    assert computed_s(None, 16, **local) == 16.0
+    assert computed_s(None, 16, **local, passes=3) == 48.0
+    slow = {"kind": "slow", "target": "worker-0", "factor": 2.0, "at_s": 10.0}
+    assert computed_s(slow, 16, **local, passes=3) == 10.0 + 2 * 38.0
 
 
 @settings(deadline=None)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tardygrad import recipes, training
+from tardygrad import cli, documents, recipes, training
 from tardygrad.documents import merge
 from tardygrad.engines.statistics import WorkerCounters
 from tardygrad.errors import RunDirectoryError
@@ -33,11 +33,12 @@ def steps(worker: int, seconds: list[float], *, batches: int = 1, **told: float)
 
 
 def run_with(
-    path: Path, *reports: list[dict[str, Any]], servers: list[dict[str, Any]] | None = None
-) -> Path:
+    path: Path, *reports: list[dict[str, Any]], servers: list[dict[str, Any]] | None = None,
+    **start: Any,
+) -> Path:  # fmt: skip
     with RunDirectory.create(path, "name: x\n", name="x") as directory:
         events: list[dict[str, Any]] = [
-            {"event": "run_start", "time_s": 0.0, "batch_size": 10, "servers": 2}
+            {"event": "run_start", "time_s": 0.0, "batch_size": 10, "servers": 2, **start}
         ]
         events += [
             {"event": "progress", "time_s": 1.0 + number, "workers": rows}
@@ -103,6 +104,45 @@ def test_who_waits_for_answers_has_four_ways_and_the_servers_time(tmp_path: Path
     found = simulation_like(run_with(tmp_path / "run", rows, servers=servers))["simulation"]
     assert found["apply"] == 0.002
     assert found["network"] == [pytest.approx((0.001 + 0.006 - 0.002) / 4)]
+
+
+def test_a_batch_that_is_trained_several_times_takes_several_steps(tmp_path: Path) -> None:
+    rng = random.Random(5)
+    batches = [sum(rng.gauss(0.02, 0.004) for _ in range(3)) for _ in range(4000)]
+    method = {"name": "local_sgd", "passes": 3}
+    found = simulation_like(run_with(tmp_path / "run", [steps(0, batches)], method=method))
+    [compute] = found["simulation"]["compute"]
+    assert compute["mean_s"] == pytest.approx(0.02, rel=0.01)
+    assert compute["spread"] == pytest.approx(0.004, rel=0.05)
+
+
+def test_workers_that_a_resumed_run_has_no_more_are_left_out(tmp_path: Path) -> None:
+    rows = [steps(0, [0.02] * 50), steps(1, [0.1] * 50), {"worker": 2, **NONE}]
+    found = simulation_like(run_with(tmp_path / "run", rows, workers=2))
+    assert found["workers"] == 2 and found["simulation"]["compute"] == [0.02, 0.1]
+
+
+def test_as_many_workers_as_are_asked_for(tmp_path: Path) -> None:
+    rows = [steps(0, [0.02] * 50), steps(1, [0.1] * 50)]
+    run = run_with(tmp_path / "run", rows, workers=2)
+    for workers, compute in ((1, [0.02]), (2, [0.02, 0.1]), (5, [0.02, 0.1, 0.02, 0.1, 0.02])):
+        found = simulation_like(run, workers)
+        assert found["workers"] == workers == len(found["simulation"]["network"])
+        assert found["simulation"]["compute"] == compute
+
+
+def test_the_command_fits_the_times_to_the_workers_that_it_is_given(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [steps(number, [0.02] * 50) for number in range(4)]
+    run = run_with(tmp_path / "run", rows, workers=4)
+    dry = ["simulate", "blobs", "--like", str(run), "--dry-run"]
+    for count, assignments in ((4, []), (2, ["workers=2"]), (3, ["workers=2", "workers=3"])):
+        assert cli.main([*dry, *(word for a in assignments for word in ("--set", a))]) == 0
+        shown = documents.parse(capsys.readouterr().out, "it")
+        assert shown["workers"] == count == len(shown["simulation"]["compute"])
+    assert cli.main([*dry, "--set", "workers=0"]) == 2
+    assert "workers" in capsys.readouterr().err
 
 
 def test_what_did_not_train_tells_nothing(tmp_path: Path) -> None:

@@ -48,6 +48,17 @@ def run(arguments: argparse.Namespace) -> int:
         from tardygrad.documents import merge
         from tardygrad.fitting import simulation_like
 
-        document = merge(document, simulation_like(arguments.like))
+        workers = _workers_asked_for(arguments.set)
+        document = merge(document, simulation_like(arguments.like, workers))
     arguments.set = [*arguments.set, "engine=inline"]
     return start(arguments, document)
+
+
+def _workers_asked_for(assignments: list[str]) -> int | None:
+    """The ``workers`` of ``--set``, where it is a number of workers at all."""
+    from tardygrad.documents import override
+
+    named = [a for a in assignments if a.partition("=")[0].strip() == "workers"]
+    count = override({}, named).get("workers")
+    # What else it may be is told when the whole configuration is checked.
+    return count if type(count) is int and count > 0 else None

@@ -250,8 +250,9 @@ class _Simulation(Members):
                 if member.alive and member.started:
                     self.settle(member)
                 report = member.counters.report()
-                # A step is counted when it begins; what of it lies ahead has not been computed yet.
-                report["computing_s"] -= max(member.since - self.now, 0.0)
+                if member.computing is not None:
+                    # The rest is counted when it is done.
+                    report["computing_s"] += member.computing.spent_s(self.now)
                 self.statistics.worker_report(number, member.incarnation, report)
         for number, member in enumerate(self.servers):
             if member is not None:

@@ -54,6 +54,7 @@ class Members(World):
         self.real = not isinstance(self.adapter, NullAdapter)
         self.parameters = job.initial.clone()
         self.stop_at = job.method.staleness.stop_at
+        self.steps_per_batch = job.method.steps_per_batch
         self.groups = Collectives(self, job.layout.parameters_size, job.config.seed)
         self.effects: dict[type, Callable[[Any, ev.Address], None]] = {
             ef.Send: self._send,
@@ -125,6 +126,9 @@ class Members(World):
         self.ends(source, self.at(source))
 
     def ends(self, address: ev.Address, member: Member) -> None:
+        if member.computing is not None:
+            self._break_off(member, member.computing)
+            member.computing = None
         super().ends(address, member)
         self.groups.leave(address)
 
@@ -140,11 +144,15 @@ class Members(World):
             computing = member.computing
             if computing is None or computing.seq != event.seq:
                 return  # it has come to its other end before
+            if type(event) is ev.Overtaken:
+                self._break_off(member, computing)
+            else:
+                member.counters.computed(
+                    computing.epoch, computing.samples, computing.batches, computing.loss,
+                    computing.seconds,
+                )  # fmt: skip
             member.computing = None
             member.steps += 1
-            if type(event) is ev.Overtaken:
-                member.counters.computing_s -= max(computing.until - self.now, 0.0)
-                member.since = min(member.since, self.now)
         elif type(event) is ev.Reduced:
             event = self.groups.hears(address, member, event, payload)
             if event is None:
@@ -198,9 +206,7 @@ class Members(World):
         self.settle(member)
         worker = source[1]
         batches = effect.stop - effect.first
-        draw = self.compute[worker]
-        seconds = draw() if batches == 1 else sum(draw() for _ in range(batches))
-        seconds *= self.fate.slowness(worker, self.now)
+        seconds = self._steps_s(worker, batches * self.steps_per_batch)
         samples = self.samples_in(effect.lease.fragment, effect.first, effect.stop)
         loss = 0.0
         update: torch.Tensor | None = None
@@ -209,11 +215,29 @@ class Members(World):
             loss = member.host.compute(effect, update).loss
             member.host.adapter.release()
         member.slots[effect.seq] = update
-        member.counters.computed(effect.lease.epoch, samples, batches, loss, seconds)
         member.since = self.now + seconds
-        member.computing = Computing(effect.seq, member.reads, self.now + seconds)
+        member.computing = computing = Computing(
+            effect.seq, member.reads, self.now, seconds, effect.lease.epoch, samples, batches, loss
+        )
         done = ev.Computed(effect.seq, samples)
         self.later(seconds, source, done, member.incarnation)
+        if self.stop_at is not None:
+            self._begun_late(worker, computing, self.stop_at)
+
+    def _steps_s(self, worker: int, steps: int) -> float:
+        """Seconds that a worker needs for its next steps."""
+        draw = self.compute[worker]
+        if not self.fate.ever_slow(worker):
+            return draw() if steps == 1 else sum(draw() for _ in range(steps))
+        seconds = 0.0
+        for _ in range(steps):
+            seconds += draw() * self.fate.slowness(worker, self.now + seconds)
+        return seconds
+
+    def _break_off(self, member: Member, computing: Computing) -> None:
+        """What it computes comes to nothing, but for the time that it took."""
+        member.counters.computing_s += computing.spent_s(self.now)
+        member.since = min(member.since, self.now)
 
     def settle(self, member: Member) -> None:
         """Account for a worker's time up to now."""
@@ -318,14 +342,28 @@ class Members(World):
 
     def _overtake(self, server: ev.Address, record: Record, limit: int) -> None:
         """A shard has a new version: tell the workers whose computations are too old for it now."""
-        reason = f"staleness {limit} on shard {server[1]}, limit {limit}"
         for number, worker in enumerate(self.workers):
             if worker is None or worker.computing is None:
                 continue
             incarnation, version = worker.computing.reads[server[1]]
             if incarnation == record.incarnation and record.version - version == limit:
-                told = ev.Overtaken(worker.computing.seq, reason)
-                self.send(server, ("worker", number), told)
+                self._stop(server, number, worker.computing, limit)
+
+    def _begun_late(self, worker: int, computing: Computing, limit: int) -> None:
+        """A computation begins: shards that are too far ahead already tell its worker at once."""
+        for address, (incarnation, version) in zip(
+            self.server_addresses, computing.reads, strict=True
+        ):
+            server = self.member(address)
+            if server is None or not server.alive or server.incarnation != incarnation:
+                continue
+            staleness = server.machine.version - version
+            if staleness >= limit:
+                self._stop(address, worker, computing, staleness)
+
+    def _stop(self, server: ev.Address, worker: int, computing: Computing, staleness: int) -> None:
+        reason = f"staleness {staleness} on shard {server[1]}, limit {self.stop_at}"
+        self.send(server, ("worker", worker), ev.Overtaken(computing.seq, reason))
 
     def _log(self, effect: ef.Log, source: ev.Address) -> None:
         member = self.at(source)

@@ -95,11 +95,23 @@ class WatchedTrace:
 
 
 class Computing(NamedTuple):
-    """What a worker computes: for which pull, at which versions, and when that will be done."""
+    """What a worker computes: the update of which number, at which versions, since when.
+
+    ``seconds`` is how long it takes; the other fields are what is counted when it is done.
+    """
 
     seq: int
     reads: tuple[ev.Read, ...]
-    until: float
+    began: float
+    seconds: float
+    epoch: int
+    samples: int
+    batches: int
+    loss: float
+
+    def spent_s(self, now: float) -> float:
+        """Seconds of it up to ``now``."""
+        return min(now - self.began, self.seconds)
 
 
 class Member:

@@ -83,6 +83,10 @@ class Fate:
         ]
         return max(ends, default=0.0)
 
+    def ever_slow(self, worker: int) -> bool:
+        """Whether a fault makes the worker slow at some time."""
+        return any(fault.target == f"worker-{worker}" for fault in self._slow)
+
     def slowness(self, worker: int, now: float) -> float:
         """The factor on the worker's computing time."""
         factor = 1.0

@@ -204,6 +204,11 @@ class Method(Document):
         """No exchange has more steps, however many samples are consumed."""
         return self.exchange_period
 
+    @property
+    def steps_per_batch(self) -> int:
+        """How often a worker trains each batch of an exchange, for whoever reckons with time."""
+        return 1
+
     def weight(self, samples: int, *, steps: int, usual: int) -> float:
         """What an update counts: in a round's mean, or, at once, as a factor on the learning rate.
 

@@ -54,6 +54,11 @@ class LocalMethod(TrainingMethod):
         """The moments outlive a pull."""
         return self.keep_moments
 
+    @property
+    def steps_per_batch(self) -> int:
+        """Each pass takes a step with each batch."""
+        return self.passes
+
     def worker_rule(self, adapter: ModelAdapter) -> WorkerRule:
         """The rule of one worker over its own model."""
         return LocalWorker(self, adapter)
