@@ -16,9 +16,9 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from tardygrad.sections import Section
+from tardygrad.sections import Section, named
 
 
 class RoundState(NamedTuple):
@@ -150,4 +150,6 @@ class WholeEpoch(_Admission):
         return state.epoch_over
 
 
-Admission = Annotated[AtOnce | Quorum | Collect | WholeEpoch, Field(discriminator="name")]
+Admission = Annotated[
+    AtOnce | Quorum | Collect | WholeEpoch, Field(discriminator="name"), BeforeValidator(named)
+]

@@ -24,9 +24,9 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from tardygrad.sections import Section
+from tardygrad.sections import Section, named
 
 _ROUNDING = 1e-6
 """What a measured ratio may lack of a whole number that it is."""
@@ -34,6 +34,9 @@ _ROUNDING = 1e-6
 Pushes = Literal["mean", "sum", "way", "row"]
 """What a worker's update is: a mean gradient over the exchange, a sum of those of its steps, the
 way that local training went, or one row of a table."""
+
+
+_ROWS = "a table's rows count alike; leave balance at fixed"
 
 
 class Fixed(Section):
@@ -70,6 +73,8 @@ class BySteps(Section):
 
     def problem(self, pushes: Pushes, *, gathers: bool) -> str:
         """Why a method that pushes this cannot be balanced so; empty if it can."""
+        if pushes == "row":
+            return _ROWS
         if pushes == "way" or (pushes == "mean" and gathers) or (pushes == "sum" and not gathers):
             return ""
         if pushes == "sum":
@@ -110,12 +115,14 @@ class ByBatch(Section):
 
     def problem(self, pushes: Pushes, *, gathers: bool) -> str:
         """Why a method that pushes this cannot be balanced so; empty if it can."""
+        if pushes == "row":
+            return _ROWS
         if pushes in ("mean", "sum") or (pushes == "way" and gathers):
             return ""
         return "larger batches do not bring local training further; take steps"
 
 
-Balance = Annotated[Fixed | BySteps | ByBatch, Field(discriminator="name")]
+Balance = Annotated[Fixed | BySteps | ByBatch, Field(discriminator="name"), BeforeValidator(named)]
 
 
 def exchange(period: int, share: float) -> int:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from tardygrad.sections import Section
+from tardygrad.sections import Section, named
 
 NO_NEED = -1
 """No clock is waited for."""
@@ -51,4 +51,4 @@ class SSP(Section):
         return max(clock - self.bound, 0)
 
 
-Consistency = Annotated[ASP | SSP, Field(discriminator="name")]
+Consistency = Annotated[ASP | SSP, Field(discriminator="name"), BeforeValidator(named)]

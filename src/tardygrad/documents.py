@@ -136,15 +136,18 @@ def dump(document: Mapping[str, Any], comment: str = "") -> str:
 def merge(document: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of ``document`` in which ``changes`` prevail; mappings merge key by key.
 
-    Everything that is not a mapping in both is replaced as a whole.
+    Everything that is not a mapping in both is replaced as a whole. So are sections that ``name``
+    different choices: the settings of one mean nothing to another.
     """
     merged = copy.deepcopy(dict(document))
     for key, value in changes.items():
         before = merged.get(key)
-        if isinstance(before, Mapping) and isinstance(value, Mapping):
-            merged[key] = merge(before, value)
-        else:
+        if not isinstance(before, Mapping) or not isinstance(value, Mapping):
             merged[key] = copy.deepcopy(value)
+        elif "name" in before and value.get("name", before["name"]) != before["name"]:
+            merged[key] = copy.deepcopy(dict(value))
+        else:
+            merged[key] = merge(before, value)
     return merged
 
 
@@ -152,7 +155,8 @@ def override(document: Mapping[str, Any], assignments: Iterable[str]) -> dict[st
     """A copy of ``document`` with ``path.to.key=value`` assignments made in their order.
 
     The value is read as YAML and replaces what was there.  Sections that are not there yet are
-    made; a number in the path is an index where the document has a list.
+    made; a text is the name of the section that a longer path asks for; a number in the path is an
+    index where the document has a list.
 
     Raises:
         ConfigError: an assignment has no ``=``, its value is not YAML, or its path leads through
@@ -196,6 +200,8 @@ def _assign(document: dict[str, Any], keys: list[str], value: Any, assignment: s
         elif isinstance(here, dict):
             if last:
                 here[key] = value
+            elif isinstance(here.get(key), str):
+                here[key] = {"name": here[key]}
             here = here.setdefault(key, {})
         else:
             raise ConfigError(

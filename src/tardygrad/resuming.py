@@ -108,35 +108,47 @@ def _next_step(directory: RunDirectory, store: DirectoryStore) -> int:
     return max(store.next_step(), *(step + 1 for step in _told(directory, "checkpoint", "step")), 1)
 
 
+_NO_FEEDBACK = "the run goes on without error feedback"
+
+_PUSHED = {
+    "mean": "mean gradients",
+    "sum": "sums of gradients",
+    "way": "the way that local training went",
+    "row": "rows of a table",
+}
+
+
 class WorkerStates(Protocol):
     """A store that knows what workers left."""
 
-    def workers(self) -> tuple[int, dict[int, WorkerState]]:
-        """The newest checkpoint's number, and what it has of workers."""
+    def workers(self) -> tuple[int, dict[int, WorkerState], list[str]]:
+        """The newest checkpoint's number, what it has of workers, and why not all that it had."""
         ...
 
 
 def with_residuals(job: Job, store: WorkerStates) -> tuple[Job, list[str]]:
     """The job that goes on with what workers left, and why it does not with what it cannot."""
-    step, found = store.workers()
-    codec, told = job.method.codec, []
-    section = codec.model_dump(mode="json")
+    step, found, lost = store.workers()
+    codec = job.method.codec
+    section, pushes = codec.model_dump(mode="json"), job.method.pushes
     workers = range(job.config.workers)
-    kept = [left for left in found.values() if left.kind == job.method.kind]
-    gone = [w for w in found if w not in workers]
+    if not codec.feeds_back and any(left.codec.get("error_feedback") for left in found.values()):
+        why = f"the codec {codec.name} leaves nothing out" if codec.is_plain else _NO_FEEDBACK
+        return replace(job, residuals=0), [f"{why}; what workers held is dropped"]
     if not codec.remembers:
-        if found:
-            told.append(f"the codec {codec.name} leaves nothing out; what workers held is dropped")
-        return replace(job, residuals=0), told
-    if len(kept) < len(found):
-        others = sorted({left.kind for left in found.values()} - {job.method.kind})
-        told.append(f"it is of {' and '.join(others)}, the run goes on with {job.method.kind}")
-        return replace(job, residuals=0), told
-    if not found:
+        return replace(job, residuals=0), []
+    others = sorted(
+        {_PUSHED.get(left.pushes, left.pushes) for left in found.values()} - {_PUSHED[pushes]}
+    )
+    if others:
+        why = f"it is of {' and '.join(others)}, the run goes on with {_PUSHED[pushes]}"
+        return replace(job, residuals=0), [why]
+    told = list(lost)
+    if not found and not lost:
         told.append("the newest checkpoint has nothing of it: only that of a run that ends has")
-    elif missing := [w for w in workers if w not in found]:
-        told.append(f"the checkpoint has none of {_workers(missing)}, who begin with nothing")
-    if gone:
+    elif found and (missing := [w for w in workers if w not in found]):
+        told.append(f"there is none of {_workers(missing)}, who begin with nothing")
+    if gone := [w for w in found if w not in workers]:
         told.append(f"there are {len(workers)} workers now; that of {_workers(gone)} is dropped")
     if any(left.codec != section for left in found.values()):
         told.append(f"it was left by another codec or other settings than {section}, and is kept")

@@ -60,6 +60,11 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+def named(section: Any) -> Any:
+    """A section with a name; a bare text is that name."""
+    return {"name": section} if isinstance(section, str) else section
+
+
 class Document(Section):
     """A section that is parsed on its own and raises ``ConfigError`` for whatever is wrong."""
 

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, NamedTuple, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from tardygrad.sections import Section
+from tardygrad.sections import Section, named
 
 
 class Verdict(NamedTuple):
@@ -130,5 +130,7 @@ class CutOff(_Policy):
 
 
 StalenessPolicy = Annotated[
-    Constant | Inverse | Polynomial | DelayAdaptive | CutOff, Field(discriminator="name")
+    Constant | Inverse | Polynomial | DelayAdaptive | CutOff,
+    Field(discriminator="name"),
+    BeforeValidator(named),
 ]

@@ -176,10 +176,11 @@ def test_only_those_who_left_are_taken_up(tmp_path: Path) -> None:
     for worker, incarnation in ((0, 0), (1, 0), (1, 1)):
         files.write(worker, incarnation, tensors, {"kind": f"{worker} {incarnation}"})
     directory.mkdir()
-    entries = files.move([[1, 1], [2, 0]], directory)
+    entries = files.copy([[1, 1], [2, 0]], directory)
     assert [(e["worker"], e["incarnation"]) for e in entries] == [(1, 1)]
+    files.clear()
     assert not (tmp_path / "checkpoints" / "workers").exists()
-    assert files.move([[1, 1]], directory) == []
+    assert files.copy([[1, 1]], directory) == []
     found, described = files.load(directory, entries[0])
     assert torch.equal(found["residual"], tensors["residual"]) and described == {"kind": "1 1"}
 

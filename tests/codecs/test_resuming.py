@@ -15,11 +15,15 @@ from torch import nn
 import tardygrad
 from tardygrad.callbacks import Callback
 from tardygrad.codecs import names
+from tardygrad.config import parse_overrides
 from tardygrad.data.sources import ArraySource
 from tardygrad.engines.base import Job, RunEnd, WorkerState
 from tardygrad.engines.inline import InlineEngine
+from tardygrad.engines.stores import DirectoryStore
+from tardygrad.errors import CheckpointError, StorageError
 from tardygrad.methods import parse
 from tardygrad.resuming import with_residuals
+from tardygrad.storage.run_directory import RunDirectory
 from tardygrad.testing.fuzz import check_replay
 from tardygrad.testing.simulation import (
     MemoryStore,
@@ -30,6 +34,7 @@ from tardygrad.testing.simulation import (
     resumed,
     torch_job,
 )
+from tardygrad.training import resumed_config
 
 
 def network() -> nn.Module:
@@ -87,14 +92,17 @@ class Left(MemoryStore):
         super().__init__()
         self._step, self._found = step, {state.worker: state for state in left}
 
-    def workers(self) -> tuple[int, dict[int, WorkerState]]:
-        return self._step, self._found
+    def workers(self) -> tuple[int, dict[int, WorkerState], list[str]]:
+        return self._step, self._found, []
 
 
-def left(worker: int, codec: str = "top_k", method: str = "async_sgd") -> WorkerState:
-    kind = parse({"name": method}).kind
-    section = parse({"name": method, "codec": codec}).codec.model_dump(mode="json")
-    return WorkerState(worker, 0, kind, section)
+def left(worker: int, codec: Any = "top_k", method: str = "async_sgd") -> WorkerState:
+    made = parse({"name": method, "codec": codec})
+    return WorkerState(worker, 0, made.pushes, made.codec.model_dump(mode="json"))
+
+
+BLIND = {"error_feedback": False}
+DROPPED = "without error feedback; what workers held is dropped"
 
 
 @pytest.mark.parametrize(
@@ -107,11 +115,25 @@ def left(worker: int, codec: str = "top_k", method: str = "async_sgd") -> Worker
         ("int8", [left(0), left(1)], 7, ["left by another codec.* and is kept"]),
         ("fp32", [left(0), left(1)], 0, ["leaves nothing out; what workers held is dropped"]),
         ("fp32", [], 0, []),
-        ("top_k", [left(0), left(1, method="local_sgd")], 0, ["it is of outer optimizer SGD, the"]),
+        ("top_k", [left(0), left(1, method="local_sgd")], 0, ["of the way .* with sums of grad"]),
+        ({"name": "top_k", **BLIND}, [left(0), left(1)], 0, [DROPPED]),
+        ({"name": "top_k", **BLIND}, [], 0, []),
+        (
+            {"name": "power_sgd", **BLIND},
+            [left(0, "power_sgd"), left(1, "power_sgd")],
+            0,
+            [DROPPED],
+        ),
+        (
+            {"name": "power_sgd", **BLIND},
+            [left(w, {"name": "power_sgd", **BLIND}) for w in (0, 1)],
+            7,
+            [],
+        ),
     ],
 )
 def test_what_is_taken_up_and_why_not(
-    codec: str, states: list[WorkerState], step: int, told: list[str]
+    codec: Any, states: list[WorkerState], step: int, told: list[str]
 ) -> None:
     made = null_job(workers=2, method={"name": "async_sgd", "codec": codec})
     found, reasons = with_residuals(made, Left(*states))
@@ -120,6 +142,25 @@ def test_what_is_taken_up_and_why_not(
     for reason, pattern in zip(reasons, told, strict=True):
         assert re.search(pattern, reason), reason
     assert dataclasses.replace(found, residuals=0) == dataclasses.replace(made, residuals=0)
+
+
+def test_another_optimizer_of_the_servers_drops_nothing() -> None:
+    adam = {"class": "Adam", "arguments": {"lr": 0.01}}
+    made = null_job(workers=1, method={"name": "async_sgd", "codec": "top_k", "optimizer": adam})
+    found, reasons = with_residuals(made, Left(left(0)))
+    assert (found.residuals, reasons) == (7, [])
+
+
+def test_a_late_worker_begins_without_what_is_gone(caplog: pytest.LogCaptureFixture) -> None:
+    class Pruned(MemoryStore):
+        def worker(self, step: int, worker: int) -> WorkerState | None:
+            raise CheckpointError("000000000007 has no manifest.json")
+
+    made = dataclasses.replace(job("top_k"), residuals=7)
+    entries: list[Any] = []
+    packer = made.packer(0, 0, Pruned(), entries.append)
+    assert packer is not None and packer.residual is not None and not packer.residual.any()
+    assert entries == [] and "worker 0 begins without what its slot had left" in caplog.text
 
 
 # --- run directories --------------------------------------------------------------------------
@@ -178,5 +219,48 @@ def test_what_is_damaged_is_not_taken_up(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-1] + b"\x7f")
     assert tardygrad.resume(path, quiet=True, epochs=5).outcome == "done"
     log = (path / "events.log").read_text(encoding="utf-8")
-    assert "the newest checkpoint has nothing of it" in log
+    assert f"that of worker 0 is lost: {file} is damaged" in log
+    assert "has nothing of it" not in log
     assert tardygrad.replay(path).matches
+
+
+def test_a_commit_that_fails_can_be_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = job("top_k")
+    store = DirectoryStore(tmp_path, made.layout, made.ranges)
+    kept = left(0)
+    store.write_worker(dataclasses.replace(kept, tensors={"residual": torch.ones(3)}))
+    shards = range(len(made.ranges))
+    for step in (1, 2):
+        files = tuple(store.write(step, s, {"x": torch.ones(2)}, {}) for s in shards)
+        if step == 1:
+            with monkeypatch.context() as patch:
+                patch.setattr(store.files, "commit", full)
+                with pytest.raises(StorageError):
+                    store.commit(step, files, {"left": [[0, 0]]})
+            store.discard(step)
+    store.commit(2, files, {"left": [[0, 0]]})
+    assert not (tmp_path / "checkpoints" / "workers").exists()
+    step, found, lost = store.workers()
+    assert (step, list(found), lost) == (2, [0], [])
+    assert (found[0].pushes, found[0].codec) == (kept.pushes, kept.codec)
+
+
+def full(*arguments: Any) -> None:
+    raise StorageError("no space left")
+
+
+def test_another_codec_on_resume_begins_with_its_own_settings(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    method = {"name": "async_sgd", "codec": {"name": "power_sgd", "rank": 2}, "balance": "batch"}
+    recipe = document(method=method, workers=2)
+    tardygrad.train(model, recipe=recipe, out=path, quiet=True, callbacks=[StopAfter()])
+    for changes in (
+        ["method.codec.name=top_k", "method.balance.name=fixed"],
+        ["method.codec={name: top_k}", "method.balance=fixed"],
+        ["method.codec=top_k", "method.codec.fraction=0.01", "method.balance=fixed"],
+    ):
+        found = resumed_config(RunDirectory.open(path), parse_overrides(changes)).method
+        assert found["codec"]["name"] == "top_k" and "rank" not in found["codec"]
+        assert found["balance"] == {"name": "fixed"}

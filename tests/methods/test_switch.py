@@ -43,6 +43,24 @@ def test_the_same_method_stays_as_it_is() -> None:
     assert switch(section(mixing=0.5), "async_sgd") == section(mixing=0.5)
 
 
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        ("balance", "steps"),
+        ("staleness", "inverse"),
+        ("consistency", "asp"),
+        ("admission", "collect"),
+        ("exchange_schedule", "constant"),
+        ("schedule", "constant"),
+        ("codec", "int8"),
+    ],
+)
+def test_a_bare_name_is_a_choice(key: str, name: str) -> None:
+    method = "async_diloco" if key == "balance" else "async_sgd"
+    bare, whole = parse({"name": method, key: name}), parse({"name": method, key: {"name": name}})
+    assert bare == whole and getattr(bare, key).name == name
+
+
 def kind(name: str, **settings: Any) -> str:
     return parse({"name": name, **settings}).kind
 

@@ -55,13 +55,16 @@ def test_a_whole_exchange_has_as_many_steps_as_the_method_says(
     [
         ({"name": "dc_asgd", "balance": {"name": "steps"}}, "take batch"),
         ({"name": "async_diloco", "balance": {"name": "batch"}}, "take steps"),
-        ({"name": "ringleader", "balance": {"name": "batch"}}, "does not fit ringleader"),
+        ({"name": "ringleader", "balance": "batch"}, "rows count alike; leave balance at fixed"),
+        ({"name": "ringleader", "balance": "steps"}, "rows count alike; leave balance at fixed"),
         ({"name": "incremental_sgd", "balance": {"name": "steps"}}, "takes the next fragment"),
         (
             {"admission": {"name": "collect"}, "balance": {"name": "steps"}, "name": "async_sgd"},
             "weigh sums of gradients",
         ),
         ({"name": "local_sgd", "balance": {"name": "speed"}}, "method.balance: unknown name"),
+        ({"name": "local_sgd", "balance": "speed"}, "method.balance: unknown name"),
+        ({"name": "local_sgd", "balance": 7}, "method.balance: expected a section (key"),
         ({"name": "local_sgd", "balance": {"name": "steps", "most": 3}}, "most"),
     ],
 )

@@ -436,6 +436,22 @@ def test_overrides_for_later_merge_key_by_key() -> None:
     assert document == {"a": {"b": 1, "z": 0}, "c": {"gone": 1}}
 
 
+def test_another_choice_begins_with_its_own_settings() -> None:
+    document = {"method": {"name": "m", "codec": {"name": "power_sgd", "rank": 4}, "x": 1}}
+    changes = parse_overrides(["method.codec.name=top_k", "method.codec.fraction=0.1"])
+    found = merge(document, changes)["method"]
+    assert found == {"name": "m", "codec": {"name": "top_k", "fraction": 0.1}, "x": 1}
+    same = merge(document, {"method": {"codec": {"name": "power_sgd", "error_feedback": False}}})
+    assert same["method"]["codec"] == {"name": "power_sgd", "rank": 4, "error_feedback": False}
+    unnamed = merge({"a": {"b": 1}}, {"a": {"name": "n"}})
+    assert unnamed == {"a": {"b": 1, "name": "n"}}
+
+
+def test_a_text_is_the_name_of_its_section() -> None:
+    changes = parse_overrides(["method.codec=top_k", "method.codec.fraction=0.1"])
+    assert changes == {"method": {"codec": {"name": "top_k", "fraction": 0.1}}}
+
+
 def test_a_document_holds_no_classes() -> None:
     assert to_document(configure("simulation.compute=[1, 2, 3, 4]"))["simulation"]["compute"][
         0

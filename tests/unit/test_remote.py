@@ -30,6 +30,7 @@ from tardygrad.metrics.sink import read
 from tardygrad.storage.checkpoints import MANIFEST, Checkpoint, CheckpointStore
 from tardygrad.storage.remote import RemoteCheckpoints, fetch_newer
 from tardygrad.storage.uploads import Uploader
+from tardygrad.storage.worker_files import WorkerFiles
 
 PATIENCE_S = 60.0
 
@@ -138,6 +139,29 @@ def test_a_copy_comes_back_equal(tmp_path: Path, url: str) -> None:
     assert torch.equal(other.load_shard(found, 1)[0]["parameters"], torch.full((9,), 2.0))
     assert told == [f"checkpoint 2 is fetched from {remote.url}"]
     assert [p.name for p in other.path.iterdir()] == [f"{2:012d}"]
+
+
+@pytest.mark.parametrize("damage", ["", "flipped", "gone"])
+def test_what_workers_left_is_copied_too(tmp_path: Path, url: str, damage: str) -> None:
+    store, remote = CheckpointStore(tmp_path / "a"), RemoteCheckpoints(url, "a")
+    files, left = WorkerFiles(tmp_path / "a"), {"residual": torch.ones(9)}
+    files.write(1, 0, left, {"of": "it"})
+    shards = [store.write_shard(1, 0, {"parameters": torch.ones(9)}, {})]
+    manifest = {"workers": files.copy([[1, 0]], store.directory(1))}
+    remote.upload(store.commit(1, manifest, shards))
+    [entry] = manifest["workers"]
+    assert f"{1:012d}/{entry['name']}" in listing(remote.url)
+    if damage:
+        spoil(f"{remote.url}/{1:012d}/{entry['name']}", flip if damage == "flipped" else None)
+    other = CheckpointStore(tmp_path / "b")
+    fetch_newer(remote, other)
+    found = other.newest_valid()
+    assert found is not None, "the model is whole without it"
+    if damage:
+        with pytest.raises(CheckpointError, match=entry["name"]):
+            WorkerFiles.load(found.path, entry)
+    else:
+        assert torch.equal(WorkerFiles.load(found.path, entry)[0]["residual"], left["residual"])
 
 
 def test_another_runs_are_elsewhere(tmp_path: Path, url: str) -> None:

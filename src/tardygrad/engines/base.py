@@ -7,6 +7,7 @@ one place, so that the simulator and the real engine cannot differ in how they a
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,6 +22,7 @@ from tardygrad.config import RunConfig
 from tardygrad.data.fragments import FragmentPlan
 from tardygrad.data.sources import Source
 from tardygrad.engines.packing import Packer
+from tardygrad.errors import CheckpointError
 from tardygrad.layout import KeyRange, Layout
 from tardygrad.methods.base import Method
 from tardygrad.models.base import ModelAdapter
@@ -32,6 +34,8 @@ from tardygrad.protocol.scheduler_settings import SchedulerSettings
 from tardygrad.protocol.server import Server, ServerSettings
 from tardygrad.protocol.trace import Record
 from tardygrad.protocol.worker import Worker, WorkerSettings
+
+_log = logging.getLogger(__name__)
 
 Tensors = dict[str, torch.Tensor]
 
@@ -65,12 +69,12 @@ class Snapshot:
 class WorkerState:
     """What a worker that left in good order has left for its slot's next process.
 
-    ``kind`` and ``codec`` say of what it is: the method's kind and the codec's section.
+    ``pushes`` and ``codec`` say of what it is: ``Method.pushes`` and the codec's section.
     """
 
     worker: int
     incarnation: int
-    kind: str
+    pushes: str
     codec: dict[str, Any]
     tensors: Tensors = field(default_factory=dict, repr=False)
 
@@ -101,7 +105,10 @@ class SnapshotStore(Protocol):
         ...
 
     def worker(self, step: int, worker: int) -> WorkerState | None:
-        """What the checkpoint ``step`` has of a worker's slot, or None."""
+        """What the checkpoint ``step`` has of a worker's slot, or None.
+
+        Raises CheckpointError if it is gone or damaged.
+        """
         ...
 
     def newest(self, shard: int) -> Snapshot | None:
@@ -150,14 +157,20 @@ class Job:
     ) -> Packer | None:
         """A new process's packer; None where updates travel as they are.
 
-        The first process of a resumed run's slot goes on with what the last one left.
+        The first process of a resumed run's slot goes on with what the last one left, if it is
+        still there: one that comes late may find the checkpoint deleted, as newer ones are there.
         """
         codec = self.method.codec
         if codec.is_plain:
             return None
         packer = Packer(self.push_format, worker, log)
         first = incarnation == self.generation << 10
-        left = store.worker(self.residuals, worker) if self.residuals and first else None
+        left = None
+        if self.residuals and first:
+            try:
+                left = store.worker(self.residuals, worker)
+            except CheckpointError as error:
+                _log.warning("worker %d begins without what its slot had left: %s", worker, error)
         if left is not None:
             entry = Inherited(worker, incarnation, left.incarnation)
             same = left.codec == codec.model_dump(mode="json")
@@ -172,7 +185,7 @@ class Job:
         if packer is None or not codec.remembers:
             return
         section = codec.model_dump(mode="json")
-        left = WorkerState(worker, incarnation, self.method.kind, section, packer.leave())
+        left = WorkerState(worker, incarnation, self.method.pushes, section, packer.leave())
         store.write_worker(left)
 
     def push_bytes(self, shard: int) -> int:

@@ -6,7 +6,6 @@ main process writes when all shards are there.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -77,10 +76,12 @@ class DirectoryStore:
         }
         try:
             if "left" in state:
-                manifest["workers"] = self._workers.move(state["left"], self.files.directory(step))
+                manifest["workers"] = self._workers.copy(state["left"], self.files.directory(step))
             made = self.files.commit(step, manifest, [ShardFile(*file) for file in files])
         except CheckpointError as error:
             raise StorageError(str(error)) from error
+        if "left" in state:
+            self._workers.clear()
         self.files.prune(self._keep)
         if self.committed is not None:
             self.committed(made)
@@ -115,31 +116,45 @@ class DirectoryStore:
 
     def write_worker(self, state: WorkerState) -> None:
         """Keep what a worker leaves, until a checkpoint takes it up. Raises StorageError."""
-        described = {"kind": state.kind, "codec": state.codec}
+        described = {"pushes": state.pushes, "codec": state.codec}
         self._workers.write(state.worker, state.incarnation, state.tensors, described)
 
     def worker(self, step: int, worker: int) -> WorkerState | None:
-        """What the checkpoint has of a worker's slot; None if there is nothing, or it is damaged.
+        """What the checkpoint has of a worker's slot, or None.
 
         Raises:
-            CheckpointError: there is no such checkpoint.
+            CheckpointError: there is no such checkpoint any more, or the worker's file is damaged.
         """
         checkpoint = self.files.read(step)
         for entry in checkpoint.manifest.get("workers", ()):
             if entry["worker"] == worker:
-                with contextlib.suppress(CheckpointError):
-                    tensors, described = self._workers.load(checkpoint.path, entry)
-                    return WorkerState(worker, entry["incarnation"], **described, tensors=tensors)
+                tensors, described = self._workers.load(checkpoint.path, entry)
+                if sorted(described) != ["codec", "pushes"]:
+                    raise CheckpointError(
+                        f"{checkpoint.path / entry['name']} was written by another version"
+                    )
+                return WorkerState(worker, entry["incarnation"], **described, tensors=tensors)
         return None
 
-    def workers(self) -> tuple[int, dict[int, WorkerState]]:
-        """The newest checkpoint's number, and what it has of workers; nothing if it is damaged."""
+    def workers(self) -> tuple[int, dict[int, WorkerState], list[str]]:
+        """The newest checkpoint's number, what it has of workers, and why not all that it had.
+
+        A server whose own file in a damaged checkpoint is whole goes on from there, and others
+        from an older one: then nothing of workers belongs to all.
+        """
         checkpoint = self.whole()
         if checkpoint is None or self.files.skipped:
-            return 0, {}
-        entries = checkpoint.manifest.get("workers", ())
-        states = [self.worker(checkpoint.step, entry["worker"]) for entry in entries]
-        return checkpoint.step, {state.worker: state for state in states if state is not None}
+            return 0, {}, self.skipped()
+        found, lost = {}, []
+        for entry in checkpoint.manifest.get("workers", ()):
+            try:
+                state = self.worker(checkpoint.step, entry["worker"])
+            except CheckpointError as error:
+                lost.append(f"that of worker {entry['worker']} is lost: {error}")
+                continue
+            if state is not None:
+                found[state.worker] = state
+        return checkpoint.step, found, lost
 
     def _check_model(self, checkpoint: Checkpoint) -> None:
         if not self._is_of_model(checkpoint):

@@ -14,9 +14,9 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from tardygrad.sections import Section
+from tardygrad.sections import Section, named
 
 
 class _Schedule(Section):
@@ -78,4 +78,6 @@ class Cosine(_Schedule):
         return self.end + (1.0 - self.end) * (1.0 + math.cos(math.pi * done)) / 2.0
 
 
-Schedule = Annotated[Constant | Step | Linear | Cosine, Field(discriminator="name")]
+Schedule = Annotated[
+    Constant | Step | Linear | Cosine, Field(discriminator="name"), BeforeValidator(named)
+]

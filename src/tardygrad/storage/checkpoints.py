@@ -75,6 +75,12 @@ class Checkpoint:
     manifest: dict[str, Any]
     shards: tuple[ShardFile, ...]
 
+    @property
+    def left(self) -> tuple[ShardFile, ...]:
+        """The files that the manifest names beside the shards: what workers left."""
+        entries = self.manifest.get("workers", ())
+        return tuple(ShardFile(e["name"], e["bytes"], e["sha256"]) for e in entries)
+
 
 Check = Callable[[Checkpoint], None]
 

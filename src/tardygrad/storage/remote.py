@@ -7,9 +7,9 @@
                               manifest.json          written last
 
 Theory of operation. A checkpoint is written on the local disk first, where a server that died finds
-it, and copied from there when it is whole, file by file, the manifest last: what is visible there
-is complete too, and what was torn is found by its checksums. A copy that is fetched becomes a local
-checkpoint like any other, so nothing else needs to know of other places.
+it, and copied from there when it is whole, file by file, what workers left too, the manifest last:
+what is visible there is complete too, and what was torn is found by its checksums. A copy that is
+fetched becomes a local checkpoint like any other, so nothing else needs to know of other places.
 
 Credentials are none of ours: fsspec and the libraries below it take them from the environment.
 """
@@ -22,7 +22,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from pathlib import Path
 
 from tardygrad.errors import CheckpointError, ConfigError, StorageError
 from tardygrad.storage.atomic import make_directory, sync_directory, write_bytes
@@ -31,6 +31,7 @@ from tardygrad.storage.checkpoints import (
     Check,
     Checkpoint,
     CheckpointStore,
+    ShardFile,
     is_step,
     parse_manifest,
     verify_file,
@@ -131,8 +132,10 @@ class RemoteCheckpoints:
             if self._fs.exists(self._manifest(checkpoint.step)):
                 return
         data = (checkpoint.path / MANIFEST).read_bytes()
-        for file in checkpoint.shards:
+        for file in (*checkpoint.shards, *checkpoint.left):
             local = checkpoint.path / file.name
+            if file in checkpoint.left and not local.exists():
+                continue  # the model goes on without it
             local.stat()  # told apart from what the other side says
             with self._reaching("write", f"{checkpoint.step:012d}/{file.name}"):
                 target = self._path(checkpoint.step, file.name)
@@ -181,26 +184,34 @@ class RemoteCheckpoints:
             shutil.rmtree(partial, ignore_errors=True)
         return checkpoint
 
-    def _fetch_files(self, checkpoint: Checkpoint, partial: Any, where: str) -> None:
-        for file in checkpoint.shards:
+    def _fetch_files(self, checkpoint: Checkpoint, partial: Path, where: str) -> None:
+        for file in (*checkpoint.shards, *checkpoint.left):
             if "/" in file.name or file.name.startswith("."):
                 raise CheckpointError(f"{where} names a file {file.name!r}, which no shard has")
-            local = partial / file.name
             try:
-                with self._reaching("read", f"{checkpoint.step:012d}/{file.name}"):
-                    self._fs.get_file(self._path(checkpoint.step, file.name), str(local))
-                verify_file(local, file)
-            except (StorageError, CheckpointError) as error:
-                lost = isinstance(error.__cause__, FileNotFoundError)
-                reason = f"{file.name} is missing" if lost else str(error)
-                if lost or isinstance(error, CheckpointError):
-                    raise CheckpointError(f"{where}: {reason}") from error
-                raise
-            descriptor = os.open(local, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+                self._fetch_file(checkpoint.step, file, partial / file.name, where)
+            except CheckpointError:
+                if file in checkpoint.shards:
+                    raise
+                # The model is whole without it; whoever would go on with it is told.
+                (partial / file.name).unlink(missing_ok=True)
+
+    def _fetch_file(self, step: int, file: ShardFile, local: Path, where: str) -> None:
+        try:
+            with self._reaching("read", f"{step:012d}/{file.name}"):
+                self._fs.get_file(self._path(step, file.name), str(local))
+            verify_file(local, file)
+        except (StorageError, CheckpointError) as error:
+            lost = isinstance(error.__cause__, FileNotFoundError)
+            reason = f"{file.name} is missing" if lost else str(error)
+            if lost or isinstance(error, CheckpointError):
+                raise CheckpointError(f"{where}: {reason}") from error
+            raise
+        descriptor = os.open(local, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def fetch_newer(

@@ -2,9 +2,10 @@
 
 Theory of operation. A worker that leaves in good order knows of no checkpoint; it writes its file
 into ``checkpoints/workers`` and says that it leaves. When the run's last checkpoint is made
-visible, the files of those who left move into its directory, and its manifest names them with size
-and checksum. So they are there exactly if they belong to that checkpoint: what a worker that died
-left is never taken up, and a checkpoint that is taken while workers train has none.
+visible, the files of those who left are copied into its directory, and its manifest names them with
+size and checksum; what waited is deleted after that, so that a checkpoint that fails can be tried
+again. So they are there exactly if they belong to that checkpoint: what a worker that died left is
+never taken up, and a checkpoint that is taken while workers train has none.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from tardygrad.storage.atomic import (
     PathLike,
     make_directory,
     storage_error,
-    sync_directory,
     write_bytes,
 )
 
@@ -56,25 +56,23 @@ class WorkerFiles:
         metadata = {"described": json.dumps(described)}
         write_bytes(self._waiting / _name(worker, incarnation), save(dict(tensors), metadata))
 
-    def move(self, left: Iterable[Sequence[int]], directory: Path) -> list[dict[str, Any]]:
-        """Move the files of those who ``left`` (worker, incarnation) into a checkpoint's directory.
+    def copy(self, left: Iterable[Sequence[int]], directory: Path) -> list[dict[str, Any]]:
+        """Copy the files of those who ``left`` (worker, incarnation) into a checkpoint's directory.
 
         Returns:
-            What the manifest says of them. Whatever else was waiting is deleted.
+            What the manifest says of them.
 
         Raises:
-            StorageError: a file cannot be moved.
+            StorageError: a file cannot be copied.
         """
         found: list[dict[str, Any]] = []
-        if not self._waiting.exists():
-            return found
         try:
             for worker, incarnation in left:
                 path = self._waiting / _name(worker, incarnation)
                 if not path.exists():
                     continue
                 data = path.read_bytes()
-                path.replace(directory / path.name)
+                write_bytes(directory / path.name, data)
                 found.append(
                     {
                         "worker": worker,
@@ -84,12 +82,14 @@ class WorkerFiles:
                         "sha256": hashlib.sha256(data).hexdigest(),
                     }
                 )
-            sync_directory(directory)
         except OSError as error:
-            raise storage_error(error, directory) from error
+            raise storage_error(error, self._waiting, "read") from error
+        return found
+
+    def clear(self) -> None:
+        """Delete whatever waits: a checkpoint has what belongs to it."""
         with contextlib.suppress(OSError):
             shutil.rmtree(self._waiting)
-        return found
 
     @staticmethod
     def load(

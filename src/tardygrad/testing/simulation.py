@@ -221,10 +221,10 @@ class MemoryStore:
         """A copy of what the checkpoint has of a worker's slot."""
         return copy.deepcopy(self._left.get(step, {}).get(worker))
 
-    def workers(self) -> tuple[int, dict[int, WorkerState]]:
-        """The newest checkpoint's number, and what it has of workers."""
+    def workers(self) -> tuple[int, dict[int, WorkerState], list[str]]:
+        """The newest checkpoint's number, what it has of workers, and why not all: memory keeps."""
         newest = max(self.checkpoints, default=0)
-        return newest, copy.deepcopy(self._left.get(newest, {}))
+        return newest, copy.deepcopy(self._left.get(newest, {})), []
 
     def newest(self, shard: int) -> Snapshot | None:
         """A copy of the shard's snapshot in the newest checkpoint."""

@@ -15,9 +15,9 @@ import math
 from collections.abc import Callable
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from tardygrad.sections import Section
+from tardygrad.sections import Section, named
 
 Rate = Callable[[int], float]
 """The learning rate after so many samples."""
@@ -96,4 +96,6 @@ class Quadratic(Section):
         return max(base, self.most)
 
 
-ExchangeSchedule = Annotated[Same | Piecewise | Quadratic, Field(discriminator="name")]
+ExchangeSchedule = Annotated[
+    Same | Piecewise | Quadratic, Field(discriminator="name"), BeforeValidator(named)
+]
