@@ -335,12 +335,13 @@ class _Stage:
             start = self._start_fields(job)
             observer.emit("run_start", **start)
             self.callbacks.begin()
-            with stopped_by_signals(observer):
-                with copies.kept(config, self.directory, store, observer.decided):
-                    end = self._run_engine(engine, job, observer, store)
+            kept = copies.kept(config, self.directory, store, observer.decided)
+            with stopped_by_signals(observer), kept:
+                end = self._run_engine(engine, job, observer, store)
                 summary = self._summary(end, observer)
-            observer.emit("run_end", **summary)
-        self.directory.finish(end.outcome)  # type: ignore[arg-type]  # one of its three words
+                # Before the wait for the last copy: who is impatient may kill that.
+                observer.emit("run_end", **summary)
+                self.directory.finish(end.outcome)  # type: ignore[arg-type]  # of its three words
         return self._result(end, start, summary, observer)
 
     def _run_engine(

@@ -91,7 +91,7 @@ def test_a_run_that_is_stopped_or_killed_goes_on_and_others_take_over(tmp_path: 
     killed: list[int] = []
 
     class Kill(Callback):
-        """Kills the run's main process, as far as a test can: all its children at once."""
+        """Kills all workers at once."""
 
         def on_step_end(self, samples: int, logs: dict[str, Any]) -> None:
             if samples > before + SAMPLES and not killed:

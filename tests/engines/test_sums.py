@@ -70,3 +70,17 @@ def test_a_ring_is_complete_when_all_are_there(tmp_path: Path) -> None:
     assert not ring.complete()
     Ring(tmp_path, Group(1, 1, 2), SIZE, 30.0)
     assert ring.complete()
+
+
+def test_who_dies_before_it_connects_is_waited_for_a_short_time(tmp_path: Path) -> None:
+    ring = Ring(tmp_path, Group(1, 0, 2), SIZE, 0.1)
+    Ring(tmp_path, Group(1, 1, 2), SIZE, 0.1)
+    assert ring.complete() and ring.connect()
+
+
+def test_a_group_that_has_connected_removes_the_folders_before_it(tmp_path: Path) -> None:
+    for generation in (1, 2):
+        rings = [Ring(tmp_path, Group(generation, rank, 2), SIZE, 30.0) for rank in range(2)]
+        with ThreadPoolExecutor(2) as threads:
+            assert list(threads.map(Ring.connect, rings)) == [""] * 2
+    assert [folder.name for folder in tmp_path.iterdir()] == ["group-2"]

@@ -25,11 +25,15 @@ import tardygrad
 from tardygrad.callbacks import Callback
 from tardygrad.cli import main
 from tardygrad.config import RunConfig
-from tardygrad.errors import CheckpointError, ConfigError, StorageError, UsageError
+from tardygrad.errors import (
+    CheckpointError,
+    ConfigError,
+    StorageError,
+    UsageError,
+)
 from tardygrad.metrics.sink import read
 from tardygrad.storage.checkpoints import MANIFEST, Checkpoint, CheckpointStore
 from tardygrad.storage.remote import RemoteCheckpoints, fetch_newer
-from tardygrad.storage.uploads import Uploader
 from tardygrad.storage.worker_files import WorkerFiles
 
 PATIENCE_S = 60.0
@@ -284,63 +288,6 @@ def test_a_url_without_protocol_is_refused() -> None:
     }
     with pytest.raises(ConfigError, match=r"checkpoint\.url: .*expected a URL such as"):
         RunConfig.model_validate(document)
-
-
-# --- beside the training ----------------------------------------------------------------------
-
-
-def test_what_fails_is_tried_again_and_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store = CheckpointStore(tmp_path / "run")
-    remote = RemoteCheckpoints(f"file://{tmp_path / 'share'}", "a")
-    told: list[str] = []
-    broken = True
-    put = LocalFileSystem.put_file
-
-    def put_file(self: Any, *arguments: Any, **options: Any) -> Any:
-        if broken and len(told) < 3:
-            raise ConnectionError("the cable is out")
-        return put(self, *arguments, **options)
-
-    monkeypatch.setattr(LocalFileSystem, "put_file", put_file)
-    uploader = Uploader(remote, 2, lambda what, why: told.append(f"{what}: {why}"), retry_s=(0, 0))
-    uploader.offer(write(store, 1))
-    assert uploader.finish(PATIENCE_S) == ""
-    assert len(told) == 4
-    assert told[0].startswith("checkpoint 1 is not copied yet: cannot write file://")
-    assert told[0].endswith("shard-000.safetensors: the cable is out")
-    assert told[3].startswith("checkpoint 1 is copied: to ")
-    assert remote.steps() == [1]
-
-
-def test_nobody_waits_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = CheckpointStore(tmp_path / "run")
-    remote = RemoteCheckpoints(f"file://{tmp_path / 'share'}", "a")
-
-    def put_file(*arguments: Any, **options: Any) -> Any:
-        raise ConnectionError("the cable is out")
-
-    monkeypatch.setattr(LocalFileSystem, "put_file", put_file)
-    uploader = Uploader(remote, 2, lambda what, why: None, retry_s=(0.01, 0.01))
-    uploader.offer(write(store, 1))
-    assert "the cable is out" in uploader.finish(0.1)
-    assert remote.steps() == []
-
-
-def test_overtaken_checkpoints_are_left_out(tmp_path: Path) -> None:
-    store = CheckpointStore(tmp_path / "run")
-    remote = RemoteCheckpoints(f"file://{tmp_path / 'share'}", "a")
-    told: list[str] = []
-    gone = write(store, 1)
-    store.discard(1)
-    uploader = Uploader(remote, 2, lambda what, why: told.append(f"{what}: {why}"))
-    uploader.offer(gone)
-    until(lambda: told)
-    assert told == ["checkpoint 1 is not copied: it was overtaken by newer ones"]
-    uploader.offer(write(store, 2))
-    assert uploader.finish(PATIENCE_S) == ""
-    assert remote.steps() == [2]
 
 
 # --- whole runs -------------------------------------------------------------------------------

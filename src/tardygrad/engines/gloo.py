@@ -3,7 +3,8 @@
 Theory of operation. Each rank says that it is there by a file in the group's folder, and goes
 on with what it does until all have; connecting takes milliseconds then. In a collective everybody
 waits for everybody. A rank that dies, or closes its connections, makes all others' collectives fail
-at once, so nobody needs a timeout; one that is frozen does so when it is killed.
+at once, so nobody needs a timeout; one that is frozen does so when it is killed. Only who dies
+between its file and its connections is waited for, as long as connecting may take.
 
 gloo's all-reduce sends each part of the vector around a ring, so each part is summed in an order
 of its own; it is the same in each run and on each rank. A replay asks gloo again (``Rehearsal``).
@@ -12,6 +13,7 @@ of its own; it is the same in each run and on each rank. A replay asks gloo agai
 from __future__ import annotations
 
 import datetime
+import shutil
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +32,9 @@ _c10d: Any = torch.distributed
 _FOREVER = datetime.timedelta(days=365)
 _LOOPBACK = "lo"
 _REHEARSAL_S = 30.0
+
+CONNECTING_S = 2.0
+"""Seconds that connecting may take: it takes milliseconds, on a crowded machine more."""
 
 
 def require(method: str) -> None:
@@ -82,7 +87,15 @@ class Ring:
             self._gloo = _c10d.ProcessGroupGloo(store, self.group.rank, self.group.size, options)
         except RuntimeError as error:
             return _brief(error)
+        if self.group.rank == 0:
+            self._remove_older()
         return ""
+
+    def _remove_older(self) -> None:
+        # All ranks have left their groups before; this one's folder may still be read by some.
+        for folder in self._folder.parent.glob("group-*"):
+            if int(folder.name.removeprefix("group-")) < self.group.generation:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def average(self, update: torch.Tensor, samples: int) -> str:
         """Replace ``update`` (float32 ``[size]``) by its mean over the ranks, weighted by samples.

@@ -20,7 +20,7 @@ import zmq
 from tardygrad.engines.base import Job
 from tardygrad.engines.bells import Bell, Ringer
 from tardygrad.engines.child import REPORT, Link, live, open_source
-from tardygrad.engines.gloo import Ring
+from tardygrad.engines.gloo import CONNECTING_S, Ring
 from tardygrad.engines.packing import ResidualLog
 from tardygrad.engines.shared_memory import Arena, arena_of
 from tardygrad.engines.statistics import WorkerCounters
@@ -335,7 +335,8 @@ class _WorkerProcess:
 
     def _join_group(self, effect: ef.JoinGroup) -> None:
         size = self.job.layout.parameters_size
-        self.ring = Ring(self.directory, effect.group, size, self.job.config.failure.lease_s)
+        patience_s = min(self.job.config.failure.lease_s, CONNECTING_S)
+        self.ring = Ring(self.directory, effect.group, size, patience_s)
         self.joining = True
 
     def _try_join(self) -> None:

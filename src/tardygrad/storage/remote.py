@@ -17,6 +17,7 @@ Credentials are none of ours: fsspec and the libraries below it take them from t
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -55,21 +56,45 @@ class RemoteCheckpoints:
     """
 
     def __init__(self, url: str, run: str) -> None:
+        self.url = f"{url.rstrip('/')}/{run}"
+        self._given, self._protocol = url, url.partition("://")[0]
+        self._has_folders = self._protocol not in _WITHOUT_FOLDERS
+        self.active_at = time.monotonic()
+        """When a copy last came further than all attempts at it before."""
+        self._step, self._moves, self._furthest = -1, 0, 0
+        with contextlib.suppress(StorageError):  # whoever needs the place tries again
+            _ = self._place
+
+    @functools.cached_property
+    def _place(self) -> tuple[Any, str]:
+        """The file system and the folder in it; some connect already for that."""
         import fsspec
 
-        self.url = f"{url.rstrip('/')}/{run}"
-        protocol = url.partition("://")[0]
-        options = {"auto_mkdir": True} if protocol in ("file", "local") else {}
+        options = {"auto_mkdir": True} if self._protocol in ("file", "local") else {}
         try:
-            self._fs, self._root = fsspec.core.url_to_fs(self.url, **options)
+            fs, root = fsspec.core.url_to_fs(self.url, **options)
         except ImportError as error:
-            remedy = _PACKAGES.get(protocol, "install what fsspec asks for")
-            raise ConfigError(f"checkpoint.url: {url}: {error}; {remedy}") from error
+            remedy = _PACKAGES.get(self._protocol, "install what fsspec asks for")
+            raise ConfigError(f"checkpoint.url: {self._given}: {error}; {remedy}") from error
         except ValueError as error:
-            raise ConfigError(f"checkpoint.url: {url}: {error}") from error
-        self._has_folders = protocol not in _WITHOUT_FOLDERS
-        self.active_at = time.monotonic()
-        """When something last moved."""
+            raise ConfigError(f"checkpoint.url: {self._given}: {error}") from error
+        except Exception as error:  # every library below fsspec has its own
+            raise StorageError(f"cannot reach {self.url}: {_in_one_line(error)}") from error
+        return fs, root
+
+    @property
+    def _fs(self) -> Any:
+        return self._place[0]
+
+    @property
+    def _root(self) -> str:
+        return self._place[1]
+
+    def _moved(self) -> None:
+        # What an earlier attempt copied already is no news: else a full share would seem alive.
+        self._moves += 1
+        if self._moves > self._furthest:
+            self._furthest, self.active_at = self._moves, time.monotonic()
 
     @contextlib.contextmanager
     def _reaching(self, action: str, path: str = "") -> Iterator[None]:
@@ -78,9 +103,8 @@ class RemoteCheckpoints:
         except (StorageError, CheckpointError):
             raise
         except Exception as error:  # every library below fsspec has its own
-            text = " ".join(str(error).split()) or type(error).__name__
             place = f"{self.url}/{path}".rstrip("/")
-            raise StorageError(f"cannot {action} {place}: {text}") from error
+            raise StorageError(f"cannot {action} {place}: {_in_one_line(error)}") from error
 
     def claim(self, name: str) -> None:
         """Write a small file that names the run, to see that the place can be written."""
@@ -112,7 +136,7 @@ class RemoteCheckpoints:
             if self._has_folders:
                 self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
             self._fs.pipe_file(path, data)
-        self.active_at = time.monotonic()
+        self._moved()
 
     def upload(self, checkpoint: Checkpoint) -> None:
         """Copy a local checkpoint; one that is there already is left alone.
@@ -126,8 +150,11 @@ class RemoteCheckpoints:
 
         class Moving(Callback):  # type: ignore[misc]  # fsspec has no annotations
             def relative_update(self, inc: int = 1) -> None:
-                remote.active_at = time.monotonic()
+                remote._moved()
 
+        if checkpoint.step != self._step:
+            self._step, self._furthest = checkpoint.step, 0
+        self._moves = 0
         with self._reaching("read", MANIFEST):
             if self._fs.exists(self._manifest(checkpoint.step)):
                 return
@@ -142,7 +169,7 @@ class RemoteCheckpoints:
                 if self._has_folders:
                     self._fs.makedirs(self._path(checkpoint.step), exist_ok=True)
                 self._fs.put_file(str(local), target, callback=Moving())
-            self.active_at = time.monotonic()
+            self._moved()
         self._put_bytes(f"{checkpoint.step:012d}/{MANIFEST}", data)
 
     def prune(self, keep: int) -> None:
@@ -219,6 +246,7 @@ def fetch_newer(
     store: CheckpointStore,
     check: Check | None = None,
     told: Callable[[str, str], None] = lambda decision, reason: None,
+    accept: Check | None = None,
 ) -> None:
     """Fetch the newest copy that is whole, if it is newer than every whole local checkpoint.
 
@@ -227,18 +255,31 @@ def fetch_newer(
         store: the local checkpoints.
         check: raises CheckpointError at what is to be passed over.
         told: is told what was done and passed over.
+        accept: like ``check``, and asked about copies alone.
 
     Raises:
         StorageError: the other place cannot be reached, or the local one not be written.
     """
+    for left in store.path.glob("fetched-*"):  # whoever fetched it was killed
+        shutil.rmtree(left, ignore_errors=True)
+
+    def fits(checkpoint: Checkpoint) -> None:
+        for asked in (check, accept):
+            if asked is not None:
+                asked(checkpoint)
+
     local = store.newest_valid(check)
     for step in reversed(remote.steps()):
         if local is not None and step <= local.step:
             return
         try:
-            remote.fetch(step, store, check)
+            remote.fetch(step, store, fits)
         except CheckpointError as error:
             told("a copy of a checkpoint is passed over", str(error))
             continue
         told(f"checkpoint {step} is fetched", f"from {remote.url}")
         return
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

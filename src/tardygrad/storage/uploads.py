@@ -3,7 +3,7 @@
 Theory of operation. One thread copies the newest checkpoint that was offered; those that are
 overtaken while it is busy are left out. What fails is tried again, ever less often, until it
 succeeds or something newer comes; nobody waits for it but the end of the run, and that only as long
-as something moves.
+as the copy comes further than it came before.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from tardygrad.errors import StorageError
+from tardygrad.errors import TardygradError
 from tardygrad.storage.checkpoints import Checkpoint
 from tardygrad.storage.remote import RemoteCheckpoints
 
@@ -56,10 +56,11 @@ class Uploader:
             self._wanted = checkpoint
             self._changed.notify_all()
 
-    def finish(self, patience_s: float) -> str:
+    def finish(self, patience_s: float, hurried: Callable[[], bool] = lambda: False) -> str:
         """Wait for the newest; returns why it is not there, or an empty string.
 
-        Gives up when nothing has moved for ``patience_s``.
+        Gives up when the copy has come no further for ``patience_s``, or soon after ``hurried``
+        has become true.
         """
         began = time.monotonic()
         with self._changed:
@@ -67,9 +68,9 @@ class Uploader:
             self._changed.notify_all()
             while self._wanted is not None or self._busy:
                 left = max(began, self._remote.active_at) + patience_s - time.monotonic()
-                if left <= 0:
+                if left <= 0 or hurried():
                     self._given_up, self._wanted = True, None
-                    reason = self._failure or "nothing moves"
+                    reason = self._failure or ("nothing moves" if left <= 0 else "a signal came")
                     _log.warning("the newest checkpoint is not at %s: %s", self._remote.url, reason)
                     return reason
                 self._changed.wait(min(left, 1.0))
@@ -108,12 +109,18 @@ class Uploader:
             # Deleted here meanwhile, because newer ones are there: one of those is offered.
             self._tell(f"checkpoint {step} is not copied", "it was overtaken by newer ones")
             return ""
-        except StorageError as error:
-            self._tell(f"checkpoint {step} is not copied yet", str(error))
-            return str(error)
+        except Exception as error:  # whatever it is: without this thread nothing would be copied
+            reason = _reason(error)
+            self._tell(f"checkpoint {step} is not copied yet", reason)
+            return reason
         self._tell(f"checkpoint {step} is copied", f"to {self._remote.url}")
         try:
             self._remote.prune(self._keep)
-        except StorageError as error:
-            self._tell("old copies are not deleted yet", str(error))
+        except Exception as error:
+            self._tell("old copies are not deleted yet", _reason(error))
         return ""
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if isinstance(error, TardygradError) else f"{type(error).__name__}: {text}"
