@@ -24,6 +24,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from tardygrad.errors import CheckpointError, ConfigError, StorageError
 from tardygrad.storage.atomic import make_directory, sync_directory, write_bytes
