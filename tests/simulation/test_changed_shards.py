@@ -13,6 +13,7 @@ import tardygrad
 from tardygrad.auditing import audit
 from tardygrad.callbacks import Callback
 from tardygrad.cli import main
+from tardygrad.cli.summary import summarize
 from tardygrad.errors import CheckpointError, ConfigError, RunDirectoryError
 from tardygrad.methods import names, parse
 from tardygrad.metrics.sink import read
@@ -305,3 +306,15 @@ def test_when_all_checkpoints_of_the_new_shards_are_lost(tmp_path: Path, then: i
         (shard, SAMPLES) for shard in range(then)
     }
     assert len(books.rows) == then * 6
+
+
+def test_a_replay_is_proposed_only_where_it_can_be_made(tmp_path: Path) -> None:
+    run = tmp_path / "same"
+    same = tardygrad.train(model, data(), out=run, servers=2, **SETTINGS)
+    assert f"tardygrad replay {same.run_directory}" in "\n".join(summarize(same))
+    changed = tardygrad.resume(stopped(tmp_path / "changed", servers=1), servers=2, quiet=True)
+    assert "tardygrad replay" not in "\n".join(summarize(changed))
+    for path in (run / "trace").glob("*.trace"):
+        path.write_bytes(path.read_bytes()[:16])
+    lines = "\n".join(summarize(same))
+    assert "NOT EXACT" in lines and "tardygrad replay" not in lines
