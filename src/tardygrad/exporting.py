@@ -18,6 +18,7 @@ import torch
 
 from tardygrad import documents
 from tardygrad.engines.shard_host import BufferTable
+from tardygrad.engines.stores import check_manifest
 from tardygrad.errors import CheckpointError
 from tardygrad.layout import Layout
 from tardygrad.models.fixed import FixedState, fixed_state
@@ -103,8 +104,7 @@ def export(
 
 def _check(directory: RunDirectory) -> Check:
     def check(checkpoint: Checkpoint) -> None:
-        if checkpoint.manifest.get("run") != directory.record.run:
-            raise CheckpointError(f"{checkpoint.path} is of another run")
+        check_manifest(checkpoint, directory.record.run)
 
     return check
 
@@ -133,10 +133,15 @@ def _fetch(directory: RunDirectory, here: CheckpointStore, store: CheckpointStor
         fetched = store.newest_valid()
         if fetched is not None:
             return fetched
+    if reasons:
+        raise CheckpointError(f"no checkpoint of {directory} can be used: {'; '.join(reasons)}")
+    if directory.record.outcome == "done":
+        raise CheckpointError(
+            f"{directory} is done, and its checkpoints are gone: restore the folder checkpoints "
+            "from a copy"
+        )
     raise CheckpointError(
-        f"no checkpoint of {directory} can be used: {'; '.join(reasons)}"
-        if reasons
-        else f"{directory} has no checkpoint yet: stop it with Ctrl-C, or wait for one"
+        f"{directory} has no checkpoint yet: stop it with Ctrl-C, or wait for one"
     )
 
 
@@ -168,7 +173,13 @@ def _state_dict(
     flat = torch.zeros(layout.size)
     for shard, (start, stop) in enumerate(checkpoint.manifest["ranges"]):
         tensors, _ = store.load_shard(checkpoint, shard)
-        flat[start:stop] = tensors["parameters"]
+        values = tensors.get("parameters", torch.empty(0))
+        if values.shape != (stop - start,):
+            raise CheckpointError(
+                f"the manifest of {checkpoint.path} is damaged: shard {shard} has "
+                f"{values.numel()} parameters and not those of range {start} to {stop}"
+            )
+        flat[start:stop] = values
         if shard == 0 and layout.buffers_size:
             table = BufferTable(flat[layout.parameters_size :])
             table.load_state(tensors)

@@ -41,7 +41,7 @@ from tardygrad.protocol.trace import Record
 from tardygrad.storage.run_directory import RunDirectory
 from tardygrad.storage.traces import cuts, read_residuals, read_traces
 
-__all__ = ["ReplayReport", "replay", "replay_traces"]
+__all__ = ["ReplayReport", "check_repeatable", "replay", "replay_traces"]
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with the steps computed so far and the steps to compute in all."""
@@ -90,8 +90,7 @@ def replay(
 
     directory = RunDirectory.open(run)
     expected = _recorded_digest(directory)
-    _check_one_method(directory)
-    _check_one_shape(directory)
+    check_repeatable(directory)
     traces, residuals = read_traces(directory.trace), read_residuals(directory.trace)
     threads = torch.get_num_threads()
     try:
@@ -140,7 +139,12 @@ def _recorded_digest(directory: RunDirectory) -> str:
     return str(last["digest"])
 
 
-def _check_one_method(directory: RunDirectory) -> None:
+def check_repeatable(directory: RunDirectory) -> None:
+    """See that a run kept its method and its shards, as one that is repeated must have.
+
+    Raises:
+        RunDirectoryError: it did not.
+    """
     starts = [e for e in sink.read(directory.metrics_jsonl) if e.get("event") == "run_start"]
     methods = [start["method"] for start in starts if "method" in start]
     if any(method != methods[0] for method in methods):
@@ -149,9 +153,6 @@ def _check_one_method(directory: RunDirectory) -> None:
             f"{directory} was resumed with another method or other settings of it ({names}); only "
             "a run that kept its method can be repeated from its beginning"
         )
-
-
-def _check_one_shape(directory: RunDirectory) -> None:
     if cuts(directory.path):
         raise RunDirectoryError(
             f"{directory} was resumed with another number of servers; only a run that kept its "

@@ -8,7 +8,9 @@ not one an element (a step counter) are those of the old shard with the newest v
 old shards keep tensors that do not join, the method's state begins anew, which is told.
 
 The result is written as a checkpoint of its own, from which servers start as from any other. The
-traces of the old shards are set aside before it becomes visible (``storage.traces``).
+traces of the old shards are set aside before it becomes visible (``storage.traces``). That is also
+done where the checkpoint has the wanted shards and the traces do not: all checkpoints made since
+an earlier change are lost. A run without any checkpoint begins again, with new traces.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from tardygrad.layout import KeyRange
 from tardygrad.protocol.ledger import Ledger
 from tardygrad.storage.checkpoints import Checkpoint
 from tardygrad.storage.run_directory import RunDirectory
-from tardygrad.storage.traces import Cut, cuts, set_aside, take_back
+from tardygrad.storage.traces import Cut, cuts, set_aside, shards_of, take_back
 
 __all__ = ["Reshaped", "joined", "mend", "reshape"]
 
@@ -63,7 +65,7 @@ def reshape(
     plan: FragmentPlan,
     step: int,
 ) -> str:
-    """Make the newest checkpoint one of ``ranges``, if it is not; returns what is to be told.
+    """Make newest checkpoint and traces those of ``ranges``; returns what is to be told, if any.
 
     Args:
         directory: the run's, locked by us.
@@ -74,10 +76,14 @@ def reshape(
 
     Raises:
         CheckpointError: old shards that must become one have not booked the same samples.
+        LedgerError: a trace, or the description of an earlier change, is damaged.
         StorageError: the disk is full or fails.
     """
-    checkpoint = store.whole()
-    if checkpoint is None or store.has_shape(checkpoint):
+    checkpoint, made_before = store.whole(), cuts(directory.path)
+    traced = made_before[-1][0].after if made_before else ()
+    if checkpoint is None:
+        return _begin_again(directory, traced, tuple(ranges), step)
+    if store.has_shape(checkpoint) and traced in ((), tuple(ranges)):
         return ""
     before = _ranges_of(checkpoint)
     old = [_snapshot(store, checkpoint, shard) for shard in range(len(before))]
@@ -93,6 +99,17 @@ def reshape(
     store.commit(step, tuple(files), manifest)
     told = f"checkpoint {checkpoint.step} of {len(before)} became checkpoint {step}"
     return f"{told}; the method's state begins anew: {made.anew}" if made.anew else told
+
+
+def _begin_again(
+    directory: RunDirectory, traced: tuple[KeyRange, ...], ranges: tuple[KeyRange, ...], step: int
+) -> str:
+    """Without a checkpoint nothing that was trained counts, but its traces are of other shards."""
+    shards = len(traced) or shards_of(directory.trace)
+    if traced == ranges or (not traced and shards in (0, len(ranges))):
+        return ""
+    set_aside(directory.path, Cut(0, step, (), ranges))
+    return f"there is no checkpoint yet of the {shards} there were: it begins again"
 
 
 def _ranges_of(checkpoint: Checkpoint) -> list[KeyRange]:

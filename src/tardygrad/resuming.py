@@ -20,6 +20,7 @@ from tardygrad.metrics.sink import read
 from tardygrad.protocol.ledger import Ledger
 from tardygrad.reshaping import mend, reshape
 from tardygrad.storage.run_directory import RunDirectory
+from tardygrad.storage.traces import cuts
 
 __all__ = ["begins_anew", "check_resumable", "made_ready", "placed", "with_residuals"]
 
@@ -88,10 +89,11 @@ def begins_anew(store: DirectoryStore, job: Job) -> str:
 
 
 def made_ready(directory: RunDirectory, job: Job, store: DirectoryStore) -> list[tuple[str, str]]:
-    """See that the newest checkpoint has the job's shards; returns what is to be told.
+    """See that newest checkpoint and traces have the job's shards; returns what is to be told.
 
     Raises:
         CheckpointError: old shards that must become one have not booked the same samples.
+        LedgerError: a trace, or the description of an earlier change of shards, is damaged.
         StorageError: the disk is full or fails.
     """
     decisions = [("a checkpoint is passed over", reason) for reason in store.skipped()]
@@ -105,7 +107,9 @@ def made_ready(directory: RunDirectory, job: Job, store: DirectoryStore) -> list
 
 def _next_step(directory: RunDirectory, store: DirectoryStore) -> int:
     # Above every one that there ever was: another place may still have those that are gone here.
-    return max(store.next_step(), *(step + 1 for step in _told(directory, "checkpoint", "step")), 1)
+    told = _told(directory, "checkpoint", "step")
+    cut = [cut.into_step for cut, _ in cuts(directory.path)]
+    return max(store.next_step(), *(step + 1 for step in (*told, *cut)), 1)
 
 
 _NO_FEEDBACK = "the run goes on without error feedback"

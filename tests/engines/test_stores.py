@@ -284,3 +284,13 @@ def test_a_full_disk_stops_the_trace_with_one_clear_error(tmp_path: Path) -> Non
 def test_an_impossible_place_is_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="cannot write the trace"):
         TraceFile(tmp_path / "nowhere" / "shard-001.trace", 1, SHARDS)
+
+
+@pytest.mark.parametrize(("shard", "shards"), [(0, SHARDS), (1, SHARDS + 1)])
+def test_a_trace_of_other_shards_is_left_alone(tmp_path: Path, shard: int, shards: int) -> None:
+    path = tmp_path / "shard-001.trace"
+    TraceFile(path, shard, shards).close()
+    before = path.read_bytes()
+    with pytest.raises(StorageError, match=r"is not that of shard 1 of 2, .* resume with"):
+        TraceFile(path, 1, SHARDS)
+    assert path.read_bytes() == before

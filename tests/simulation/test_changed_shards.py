@@ -13,6 +13,7 @@ import tardygrad
 from tardygrad.auditing import audit
 from tardygrad.callbacks import Callback
 from tardygrad.cli import main
+from tardygrad.cli.summary import summarize
 from tardygrad.errors import CheckpointError, ConfigError, RunDirectoryError
 from tardygrad.methods import names, parse
 from tardygrad.metrics.sink import read
@@ -255,3 +256,65 @@ def test_a_damaged_checkpoint_of_the_new_shards_gives_way_to_the_old(tmp_path: P
     books = audit(run)
     assert books.exact, books.verdict()
     assert result.summary["ledger"]["applied"] == 3 * 3 * SAMPLES
+
+
+class DieAfter(Callback):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any]) -> None:
+        raise Died
+
+
+def test_before_the_first_checkpoint_the_run_begins_again(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    never = {"every_s": 1000.0}
+    with pytest.raises(Died):
+        tardygrad.train(
+            model, data(), out=run, callbacks=[DieAfter()], servers=2, checkpoint=never, **SETTINGS
+        )
+    assert not CheckpointStore(run).steps()
+    (run / "trace" / "shard-001.trace").unlink()  # as if its server had never begun
+    for servers in (3, 1):
+        with pytest.raises(Died):
+            tardygrad.resume(run, servers=servers, quiet=True, callbacks=[DieAfter()])
+    assert "it begins again" in decisions(run)
+    result = tardygrad.resume(run, servers=3, quiet=True, epochs=5, callbacks=[StopAfter(2)])
+    assert result.outcome == "preempted" and audit(run).exact
+    # And what is trained since may be cut as ever.
+    assert tardygrad.resume(run, servers=2, quiet=True).outcome == "done"
+    assert [cut.from_step == 0 for cut, _ in cuts(run)] == [True, True, True, False]
+    books = audit(run)
+    assert books.exact, books.verdict()
+    assert {(row.shard, row.applied) for row in books.rows} == {(0, SAMPLES), (1, SAMPLES)}
+    assert len(books.rows) == 2 * 5
+
+
+@pytest.mark.parametrize("then", [1, 2, 3])
+def test_when_all_checkpoints_of_the_new_shards_are_lost(tmp_path: Path, then: int) -> None:
+    """The newest whole checkpoint is of the old shards, and the traces are of the new ones."""
+    run = stopped(tmp_path / "run", servers=2, workers=2)
+    assert tardygrad.resume(run, servers=3, quiet=True).outcome == "done"
+    store = CheckpointStore(run)
+    lost = [step for step in store.steps() if len(store.read(step).shards) == 3]
+    for step in lost:
+        path = store.directory(step) / "shard-001.safetensors"
+        path.write_bytes(b"x" + path.read_bytes()[1:])
+    assert len(lost) < len(store.steps())
+    assert tardygrad.resume(run, servers=then, quiet=True, epochs=6).outcome == "done"
+    books = audit(run)
+    assert books.exact, books.verdict()
+    assert len(cuts(run)) == 2
+    assert {(row.shard, row.applied) for row in books.rows} == {
+        (shard, SAMPLES) for shard in range(then)
+    }
+    assert len(books.rows) == then * 6
+
+
+def test_a_replay_is_proposed_only_where_it_can_be_made(tmp_path: Path) -> None:
+    run = tmp_path / "same"
+    same = tardygrad.train(model, data(), out=run, servers=2, **SETTINGS)
+    assert f"tardygrad replay {same.run_directory}" in "\n".join(summarize(same))
+    changed = tardygrad.resume(stopped(tmp_path / "changed", servers=1), servers=2, quiet=True)
+    assert "tardygrad replay" not in "\n".join(summarize(changed))
+    for path in (run / "trace").glob("*.trace"):
+        path.write_bytes(path.read_bytes()[:16])
+    lines = "\n".join(summarize(same))
+    assert "NOT EXACT" in lines and "tardygrad replay" not in lines

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 import tardygrad
+from tardygrad.auditing import audit
 from tardygrad.cli import main
 from tardygrad.errors import CheckpointError, RunDirectoryError, StorageError, UsageError
-from tardygrad.storage.checkpoints import CheckpointStore
+from tardygrad.storage.checkpoints import MANIFEST, CheckpointStore, _checksum
 
 
 class Everything(nn.Module):
@@ -124,6 +127,10 @@ def test_any_checkpoint_and_damage(tmp_path: Path, capsys: pytest.CaptureFixture
     with pytest.raises(CheckpointError, match=r"no checkpoint of .* can be used: .*damaged"):
         tardygrad.export(run, out)
     shutil.rmtree(store.path)
+    with pytest.raises(CheckpointError, match="is done, and its checkpoints are gone"):
+        tardygrad.export(run, out)
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**record, "outcome": None}))
     with pytest.raises(CheckpointError, match="has no checkpoint yet"):
         tardygrad.export(run, out)
     assert not out.exists()
@@ -149,6 +156,72 @@ def test_another_runs_checkpoint_and_places_that_cannot_be(tmp_path: Path) -> No
     (one / "fixed.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"fixed.safetensors is missing"):
         tardygrad.export(one)
+
+
+WRONG: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "no step": lambda d: d.pop("step"),
+    "no shards": lambda d: d.pop("shards"),
+    "shards: {}": lambda d: d.update(shards={}),
+    "shards: []": lambda d: d.update(shards=[]),
+    "shards: [1]": lambda d: d.update(shards=[1]),
+    "more about a shard": lambda d: d["shards"][0].update(more=1),
+    "less about a shard": lambda d: d["shards"][0].pop("sha256"),
+    "a file elsewhere": lambda d: d["shards"][0].update(name="shard-000./../../x"),
+    "manifest: []": lambda d: d.update(manifest=[]),
+    "no layout": lambda d: d["manifest"].pop("layout"),
+    "layout: []": lambda d: d["manifest"].update(layout=[]),
+    "a lost field": lambda d: d["manifest"]["layout"]["fields"].pop(),
+    "no samples": lambda d: d["manifest"].pop("samples"),
+    "samples: [x]": lambda d: d["manifest"].update(samples=["x", 1, 1]),
+    "no ranges": lambda d: d["manifest"].pop("ranges"),
+    "a lost range": lambda d: d["manifest"]["ranges"].pop(),
+    "ranges: [1]": lambda d: d["manifest"].update(ranges=[1]),
+    "a gap": lambda d: d["manifest"]["ranges"][1].__setitem__(0, 999),
+    "a short end": lambda d: d["manifest"]["ranges"][-1].__setitem__(1, 96),
+}
+
+
+@pytest.fixture(scope="module")
+def done_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("wrong") / "run"
+    trained(run)
+    return run
+
+
+@pytest.mark.parametrize("key", WRONG)
+def test_a_manifest_with_wrong_content_is_damaged(done_run: Path, tmp_path: Path, key: str) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(done_run, run)
+    before, newest = CheckpointStore(run).steps()[-2:]
+    falsify(run, newest, WRONG[key])
+    with pytest.raises(CheckpointError, match="damaged"):
+        tardygrad.export(run, checkpoint=newest)
+    assert tardygrad.export(run).step == before
+    assert tardygrad.resume(run, epochs=3, quiet=True).outcome == "done"
+    assert audit(run).exact
+
+
+def test_ranges_that_do_not_fit_the_shards_are_damage(done_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(done_run, run)
+    newest = CheckpointStore(run).steps()[-1]
+
+    def shift(document: dict[str, Any]) -> None:
+        first, second, _ = document["manifest"]["ranges"]
+        first[1] = second[0] = first[1] - 16
+
+    falsify(run, newest, shift)
+    with pytest.raises(CheckpointError, match=r"damaged: shard 0 has \d+ parameters"):
+        tardygrad.export(run)
+
+
+def falsify(run: Path, step: int, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change a manifest and make its checksum right again."""
+    path = CheckpointStore(run).directory(step) / MANIFEST
+    document = json.loads(path.read_text())
+    del document["sha256"]
+    change(document)
+    path.write_text(json.dumps({**document, "sha256": _checksum(document)}))
 
 
 class Talkative(nn.Linear):

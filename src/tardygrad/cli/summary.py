@@ -20,7 +20,8 @@ def summarize(result: Result) -> list[str]:
     head = f"{result.outcome}: {reason}" if reason else result.outcome
     lines = ["", f"{head}, after {wording.duration(summary.get('seconds'))} of {_kind(result)}"]
     lines += [f"  {name:<15}{value}" for name, value in _figures(summary)]
-    lines.append(f"  {'ledger':<15}{_verdict_of(run)}")
+    verdict, exact = _verdict_of(run)
+    lines.append(f"  {'ledger':<15}{verdict}")
     if result.curves is not None:
         lines.append(f"  {'curves':<15}{result.curves}")
     lines.append(f"  {'run directory':<15}{run}")
@@ -29,7 +30,8 @@ def summarize(result: Result) -> list[str]:
         lines.append(f"  tardygrad train --resume {run}   goes on from the last checkpoint")
     else:
         lines.append(f"  tardygrad ledger {run}   proves that every sample counted once")
-        lines.append(f"  tardygrad replay {run}   repeats the run, bit for bit")
+        if exact and _is_repeatable(run):
+            lines.append(f"  tardygrad replay {run}   repeats the run, bit for bit")
     return lines
 
 
@@ -69,10 +71,22 @@ def _figures(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     return figures
 
 
-def _verdict_of(run: Path) -> str:
+def _verdict_of(run: Path) -> tuple[str, bool]:
     from tardygrad.auditing import audit
 
     try:
-        return audit(run).verdict()
+        found = audit(run)
     except TardygradError as error:
-        return f"not readable: {error}"
+        return f"not readable: {error}", False
+    return found.verdict(), found.exact
+
+
+def _is_repeatable(run: Path) -> bool:
+    from tardygrad.replaying import check_repeatable
+    from tardygrad.storage.run_directory import RunDirectory
+
+    try:
+        check_repeatable(RunDirectory.open(run))
+    except TardygradError:
+        return False
+    return True

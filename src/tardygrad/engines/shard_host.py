@@ -38,6 +38,10 @@ class TraceFile:
 
     What has reached the operating system survives the death of this process, which is what a
     trace is for. It is forced to the disk with every snapshot.
+
+    Raises:
+        StorageError: the file cannot be written, or is the trace of another shard, or of a run
+            with another number of shards.
     """
 
     def __init__(self, path: Path, shard: int, shards: int) -> None:
@@ -51,6 +55,13 @@ class TraceFile:
                 os.ftruncate(self._file, 0)
                 os.write(self._file, header)
             else:
+                if os.pread(self._file, len(header), 0) != header:
+                    os.close(self._file)
+                    raise StorageError(
+                        f"the trace {path} is not that of shard {shard} of {shards}, so nothing is "
+                        "written to it; restore the folder from a copy of the run directory, or "
+                        "resume with the number of servers that it is of"
+                    )
                 with path.open("rb") as written:
                     os.ftruncate(self._file, whole_until(written, size, shards))
         except OSError as error:

@@ -24,6 +24,40 @@ def store_of(directory: RunDirectory, job: Job) -> DirectoryStore:
     return DirectoryStore(directory.path, job.layout, job.ranges, run=run, keep=keep)
 
 
+def check_manifest(checkpoint: Checkpoint, run: str) -> Layout:
+    """See that a checkpoint is of a run, and that its manifest agrees with itself.
+
+    Returns:
+        the layout of the model that it is of.
+
+    Raises:
+        CheckpointError: it is of another run, or its manifest is damaged though its checksum is
+            right.
+    """
+    manifest, path = checkpoint.manifest, checkpoint.path
+    found = str(manifest.get("run"))
+    if found != run:
+        raise CheckpointError(f"{path} is of another run ({found[:12]}, this is {run[:12]})")
+    try:
+        layout = Layout.from_json(manifest["layout"])
+        borders = [0]
+        for start, stop in manifest["ranges"]:
+            if start != borders[-1] or KeyRange(start, stop).size == 0:
+                raise ValueError(f"ranges {manifest['ranges']} do not follow on one another")
+            borders.append(stop)
+        if borders[-1] != layout.parameters_size:
+            raise ValueError(f"ranges end at {borders[-1]} of {layout.parameters_size} parameters")
+        samples = [int(count) for count in manifest["samples"]]
+        if not len(samples) == len(borders) - 1 == len(checkpoint.shards):
+            raise ValueError(f"expected ranges and samples of {len(checkpoint.shards)} shards")
+        if manifest["fingerprint"] != layout.fingerprint():
+            raise ValueError("its layout has another fingerprint")
+    except (CheckpointError, KeyError, TypeError, ValueError) as error:
+        said = f"no {error}" if isinstance(error, KeyError) else error
+        raise CheckpointError(f"the manifest of {path} is damaged: {said}") from error
+    return layout
+
+
 class DirectoryStore:
     """A ``SnapshotStore`` in a run directory.
 
@@ -92,12 +126,8 @@ class DirectoryStore:
             self.files.discard(step)
 
     def check_run(self, checkpoint: Checkpoint) -> None:
-        """Raise CheckpointError if a checkpoint is of another run."""
-        found = str(checkpoint.manifest.get("run"))
-        if found != self._run:
-            raise CheckpointError(
-                f"{checkpoint.path} is of another run ({found[:12]}, this is {self._run[:12]})"
-            )
+        """Raise CheckpointError if a checkpoint is of another run, or its manifest is damaged."""
+        check_manifest(checkpoint, self._run)
 
     def _check_shape(self, checkpoint: Checkpoint) -> None:
         self.check_run(checkpoint)

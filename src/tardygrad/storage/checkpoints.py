@@ -420,12 +420,30 @@ def parse_manifest(data: bytes, path: str, directory: Path) -> Checkpoint:
             )
         if document.pop("sha256", None) != _checksum(document):
             raise ValueError("its checksum is wrong")
+        step, manifest, shards = _parts(document)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
-    if document["step"] != int(directory.name):
-        raise CheckpointError(f"{path} is of step {document['step']}: the directory was renamed")
-    shards = tuple(ShardFile(**file) for file in document["shards"])
-    return Checkpoint(document["step"], directory, document["manifest"], shards)
+    if step != int(directory.name):
+        raise CheckpointError(f"{path} is of step {step}: the directory was renamed")
+    return Checkpoint(step, directory, manifest, shards)
+
+
+def _parts(document: dict[str, Any]) -> tuple[int, dict[str, Any], tuple[ShardFile, ...]]:
+    step, manifest, files = (document.get(key) for key in ("step", "manifest", "shards"))
+    if not isinstance(step, int) or not isinstance(manifest, dict) or not isinstance(files, list):
+        raise ValueError("expected a step, a manifest and shards")
+    try:
+        shards = tuple(ShardFile(**file) for file in files)
+    except TypeError as error:
+        raise ValueError(f"an entry of a shard is wrong: {error}") from error
+    for number, file in enumerate(shards):
+        kinds = [type(value) for value in (file.name, file.bytes, file.sha256)]
+        named = kinds == [str, int, str] and Path(file.name).name == file.name
+        if not named or not file.name.startswith(f"{_stem(number)}."):
+            raise ValueError(f"the entry of shard {number} is wrong: {file}")
+    if not shards:
+        raise ValueError("it has no shards")
+    return step, manifest, shards
 
 
 def _is_visible(directory: Path) -> bool:

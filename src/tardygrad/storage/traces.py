@@ -8,6 +8,8 @@ new shards (a *cut*)::
     trace-before/000000000008/shard-000.trace ...   those before checkpoint 8 was made
                               cut.json              of which checkpoint, and the key ranges
 
+Where there was no checkpoint yet, nothing of the old traces counts, and the cut leads from step 0.
+
 A set of traces moves by one rename. Whoever dies before the new checkpoint is there has changed
 nothing: the next resume takes the traces back.
 
@@ -39,7 +41,7 @@ from tardygrad.storage.atomic import (
 
 __all__ = [
     "RESIDUALS", "Cut", "Piece", "cuts", "read_pieces", "read_residuals", "read_traces",
-    "residual_line", "set_aside", "take_back", "whole_until",
+    "residual_line", "set_aside", "shards_of", "take_back", "whole_until",
 ]  # fmt: skip
 
 RESIDUALS = "residuals.jsonl"
@@ -87,6 +89,24 @@ def read_traces(directory: Path) -> list[list[Record]]:
         what = "lacks" if wrong[0] in expected else f"is of {shards} shards and should not have"
         raise LedgerError(f"{short(directory)} {what} {', '.join(wrong)}; {_REMEDY}")
     return [found[name] for name in expected]
+
+
+def shards_of(directory: Path) -> int:
+    """Of how many shards the traces in a folder are, by the head of one; 0 if there is none.
+
+    Raises:
+        LedgerError: a file is no trace.
+        StorageError: a file cannot be read.
+    """
+    for path in sorted(directory.glob("shard-*.trace")):
+        try:
+            with path.open("rb") as file:
+                head = file.read(_HEAD_BYTES)
+        except OSError as error:
+            raise storage_error(error, path, "read") from error
+        if len(head) == _HEAD_BYTES:
+            return trace.decode_file(head, short(path))[1]
+    return 0
 
 
 def whole_until(file: BinaryIO, size: int, shards: int) -> int:
@@ -151,7 +171,8 @@ def _name(shard: int) -> str:
 class Cut:
     """A change of shards: checkpoint ``into_step`` was made of ``from_step``, which had others.
 
-    ``before`` are the key ranges of that, ``after`` those of the new one.
+    ``before`` are the key ranges of that, ``after`` those of the new one. From step 0 nothing is
+    kept: the run began again, and ``before`` is empty.
     """
 
     from_step: int
@@ -237,9 +258,13 @@ def read_pieces(run: Path) -> list[Piece]:
         StorageError: a file cannot be read.
     """
     made = cuts(run)
+    # What was there before the run began again does not count.
+    began = max((n for n, (cut, _) in enumerate(made, 1) if cut.from_step == 0), default=0)
+    first = made[began - 1][0].after if began else ()
+    made = made[began:]
     if not made:
         return [Piece(shard, records) for shard, records in enumerate(read_traces(run / _TRACE))]
-    shapes = [made[0][0].before, *(cut.after for cut, _ in made)]
+    shapes = [first or made[0][0].before, *(cut.after for cut, _ in made)]
     folders = [*(folder for _, folder in made), run / _TRACE]
     traces = [_traces_of(*pair) for pair in zip(folders, shapes, strict=True)]
     pieces: dict[tuple[int, ...], Piece] = {}
