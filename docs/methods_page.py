@@ -23,7 +23,8 @@ Written by `python docs/methods_page.py` from the methods' own texts; do not edi
 of these; `tardygrad train --resume RUN --set method=NAME` goes on with another. A method is a
 configuration of orthogonal choices: what a worker pushes, what a server does with it, when updates
 take effect (`admission`), who may go on (`consistency`), what a stale update is worth (`staleness`),
-and what travels of an update ([`codec`](codecs.md)). The last four can be set for every method. What a
+and what travels of an update ([`codec`](codecs.md)). The last four can be set for every method
+unless it says no. What a
 worker does between two exchanges can follow its speed, and change over the run:
 [load balancing](balancing.md).
 
