@@ -35,7 +35,7 @@ def counted(codec: Any, method: dict[str, Any], **settings: Any) -> SimulatedClu
     cluster = SimulatedCluster(job)
     end = cluster.run()
     assert end.outcome == "done"
-    _, left = cluster.store.workers()
+    _, left, _ = cluster.store.workers()
     adapter = job.build_adapter()
     assert isinstance(adapter, CountingAdapter)
     whole = end.parameters.clone()
