@@ -430,20 +430,14 @@ def parse_manifest(data: bytes, path: str, directory: Path) -> Checkpoint:
 
 def _parts(document: dict[str, Any]) -> tuple[int, dict[str, Any], tuple[ShardFile, ...]]:
     step, manifest, files = (document.get(key) for key in ("step", "manifest", "shards"))
-    if not isinstance(step, int) or not isinstance(manifest, dict) or not isinstance(files, list):
+    if not (isinstance(step, int) and isinstance(manifest, dict) and isinstance(files, list)):
         raise ValueError("expected a step, a manifest and shards")
-    try:
-        shards = tuple(ShardFile(**file) for file in files)
-    except TypeError as error:
-        raise ValueError(f"an entry of a shard is wrong: {error}") from error
-    for number, file in enumerate(shards):
-        kinds = [type(value) for value in (file.name, file.bytes, file.sha256)]
-        named = kinds == [str, int, str] and Path(file.name).name == file.name
-        if not named or not file.name.startswith(f"{_stem(number)}."):
+    for number, file in enumerate(files):
+        kinds = {k: type(v) for k, v in file.items()} if isinstance(file, dict) else {}
+        named = kinds == {"name": str, "bytes": int, "sha256": str} and "/" not in file["name"]
+        if not named or not file["name"].startswith(f"{_stem(number)}."):
             raise ValueError(f"the entry of shard {number} is wrong: {file}")
-    if not shards:
-        raise ValueError("it has no shards")
-    return step, manifest, shards
+    return step, manifest, tuple(ShardFile(**file) for file in files)
 
 
 def _is_visible(directory: Path) -> bool:
