@@ -173,6 +173,7 @@ WRONG: dict[str, Callable[[dict[str, Any]], Any]] = {
     "a lost field": lambda d: d["manifest"]["layout"]["fields"].pop(),
     "no samples": lambda d: d["manifest"].pop("samples"),
     "samples: [x]": lambda d: d["manifest"].update(samples=["x", 1, 1]),
+    "workers: [{}]": lambda d: d["manifest"].update(workers=[{}]),
     "no ranges": lambda d: d["manifest"].pop("ranges"),
     "a lost range": lambda d: d["manifest"]["ranges"].pop(),
     "ranges: [1]": lambda d: d["manifest"].update(ranges=[1]),

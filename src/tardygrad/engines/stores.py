@@ -52,6 +52,7 @@ def check_manifest(checkpoint: Checkpoint, run: str) -> Layout:
             raise ValueError(f"expected ranges and samples of {len(checkpoint.shards)} shards")
         if manifest["fingerprint"] != layout.fingerprint():
             raise ValueError("its layout has another fingerprint")
+        _ = checkpoint.left  # every entry of what workers left is one
     except (CheckpointError, KeyError, TypeError, ValueError) as error:
         said = f"no {error}" if isinstance(error, KeyError) else error
         raise CheckpointError(f"the manifest of {path} is damaged: {said}") from error

@@ -31,7 +31,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from tardygrad.errors import CheckpointError, StorageError
 from tardygrad.storage.atomic import (
@@ -42,7 +42,7 @@ from tardygrad.storage.atomic import (
     sync_directory,
     write_json,
 )
-from tardygrad.storage.safetensors_file import write_tensors
+from tardygrad.storage.safetensors_file import read_texts, write_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +52,6 @@ _log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 _FORMAT = 1
 _STEP_DIGITS = 12
-_HEADER_LIMIT = 100_000_000  # safetensors' own
 
 _T = TypeVar("_T")
 
@@ -256,7 +255,7 @@ class CheckpointStore:
             raise _unreadable(path, error) from error
         _compare(path, file, len(data), hashlib.sha256(data).hexdigest())
         try:
-            return load(data), _metadata(io.BytesIO(data))
+            return load(data), read_texts(io.BytesIO(data))
         except (SafetensorError, ValueError) as error:
             raise CheckpointError(f"{path} is not a readable shard file: {error}") from error
 
@@ -272,7 +271,7 @@ class CheckpointStore:
         try:
             with path.open("rb") as stream:
                 _compare(path, file, os.fstat(stream.fileno()).st_size, file.sha256)
-                return _metadata(stream)
+                return read_texts(stream)
         except OSError as error:
             raise _unreadable(path, error) from error
         except ValueError as error:
@@ -430,20 +429,14 @@ def parse_manifest(data: bytes, path: str, directory: Path) -> Checkpoint:
 
 def _parts(document: dict[str, Any]) -> tuple[int, dict[str, Any], tuple[ShardFile, ...]]:
     step, manifest, files = (document.get(key) for key in ("step", "manifest", "shards"))
-    if not isinstance(step, int) or not isinstance(manifest, dict) or not isinstance(files, list):
+    if not (isinstance(step, int) and isinstance(manifest, dict) and isinstance(files, list)):
         raise ValueError("expected a step, a manifest and shards")
-    try:
-        shards = tuple(ShardFile(**file) for file in files)
-    except TypeError as error:
-        raise ValueError(f"an entry of a shard is wrong: {error}") from error
-    for number, file in enumerate(shards):
-        kinds = [type(value) for value in (file.name, file.bytes, file.sha256)]
-        named = kinds == [str, int, str] and Path(file.name).name == file.name
-        if not named or not file.name.startswith(f"{_stem(number)}."):
+    for number, file in enumerate(files):
+        kinds = {k: type(v) for k, v in file.items()} if isinstance(file, dict) else {}
+        named = kinds == {"name": str, "bytes": int, "sha256": str} and "/" not in file["name"]
+        if not named or not file["name"].startswith(f"{_stem(number)}."):
             raise ValueError(f"the entry of shard {number} is wrong: {file}")
-    if not shards:
-        raise ValueError("it has no shards")
-    return step, manifest, shards
+    return step, manifest, tuple(ShardFile(**file) for file in files)
 
 
 def _is_visible(directory: Path) -> bool:
@@ -485,15 +478,6 @@ def _unreadable(path: Path, error: OSError) -> CheckpointError:
     if isinstance(error, FileNotFoundError):
         return CheckpointError(f"{path} is missing")
     return CheckpointError(f"{path} cannot be read: {error.strerror or error}")
-
-
-def _metadata(stream: BinaryIO) -> dict[str, Any]:
-    """The header's texts: safetensors puts a JSON object behind 8 bytes of its length."""
-    length = int.from_bytes(stream.read(8), "little")
-    if length > _HEADER_LIMIT:
-        raise ValueError(f"its header would have {length} bytes")
-    header = json.loads(stream.read(length))
-    return {key: json.loads(text) for key, text in header.get("__metadata__", {}).items()}
 
 
 def _remove(directory: Path) -> bool:

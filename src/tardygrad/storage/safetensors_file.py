@@ -13,14 +13,14 @@ import hashlib
 import json
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from tardygrad.errors import StorageError
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["write_tensors"]
+__all__ = ["read_texts", "write_tensors"]
 
 _CODES = {
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16",
@@ -30,6 +30,7 @@ _CODES = {
 }  # fmt: skip
 _CHUNK = 4 << 20
 _ALIGN = 8
+_HEADER_LIMIT = 100_000_000  # that of the safetensors library
 
 
 def write_tensors(
@@ -93,3 +94,16 @@ def _code(name: str, tensor: torch.Tensor) -> str:
             f"{', '.join(_CODES)}"
         )
     return _CODES[dtype]
+
+
+def read_texts(stream: BinaryIO) -> dict[str, Any]:
+    """What JSON says in each text of a file's header: an object behind 8 bytes of its length.
+
+    Raises:
+        ValueError: it is not readable.
+    """
+    length = int.from_bytes(stream.read(8), "little")
+    if length > _HEADER_LIMIT:
+        raise ValueError(f"its header would have {length} bytes")
+    header = json.loads(stream.read(length))
+    return {key: json.loads(text) for key, text in header.get("__metadata__", {}).items()}
