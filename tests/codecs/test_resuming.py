@@ -232,15 +232,16 @@ def test_a_commit_that_fails_can_be_tried_again(
     kept = left(0)
     store.write_worker(dataclasses.replace(kept, tensors={"residual": torch.ones(3)}))
     shards = range(len(made.ranges))
+    state = {"left": [[0, 0]], "samples": [0 for _ in shards], "versions": [0 for _ in shards]}
     for step in (1, 2):
         files = tuple(store.write(step, s, {"x": torch.ones(2)}, {}) for s in shards)
         if step == 1:
             with monkeypatch.context() as patch:
                 patch.setattr(store.files, "commit", full)
                 with pytest.raises(StorageError):
-                    store.commit(step, files, {"left": [[0, 0]]})
+                    store.commit(step, files, state)
             store.discard(step)
-    store.commit(2, files, {"left": [[0, 0]]})
+    store.commit(2, files, state)
     assert not (tmp_path / "checkpoints" / "workers").exists()
     step, found, lost = store.workers()
     assert (step, list(found), lost) == (2, [0], [])

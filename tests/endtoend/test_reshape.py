@@ -60,7 +60,8 @@ def test_after_a_kill_they_may_be_cut_but_not_joined(tmp_path: Path) -> None:
     wait_until(lambda: len(events(run, "checkpoint")) > 3, "some checkpoints")
     send(process.pid, signal.SIGKILL)
     process.communicate()
-    epochs = events(run, "progress")[-1]["samples"] // SAMPLES + 3
+    # Checkpoints may be some epochs ahead of what was told last.
+    epochs = events(run, "progress")[-1]["samples"] // SAMPLES + 20
     try:
         result = tardygrad.resume(run, quiet=True, servers=1, epochs=epochs)
     except CheckpointError as error:
@@ -97,7 +98,8 @@ def test_a_killed_run_goes_on_from_its_copies(tmp_path: Path) -> None:
     send(process.pid, signal.SIGKILL)
     process.communicate()
     shutil.rmtree(run / "checkpoints")
-    epochs = events(run, "progress")[-1]["samples"] // SAMPLES + 3
+    # Checkpoints may be some epochs ahead of what was told last.
+    epochs = events(run, "progress")[-1]["samples"] // SAMPLES + 20
     result = tardygrad.resume(run, quiet=True, epochs=epochs)
     assert result.outcome == "done"
     assert "is fetched" in (run / "events.log").read_text()
