@@ -341,7 +341,7 @@ class _Stage:
                 summary = self._summary(end, observer)
                 # Before the wait for the last copy: who is impatient may kill that.
                 observer.emit("run_end", **summary)
-                self.directory.finish(end.outcome)  # type: ignore[arg-type]  # of its three words
+                self.directory.finish(end.outcome)
         return self._result(end, start, summary, observer)
 
     def _run_engine(

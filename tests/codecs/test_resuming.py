@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import tardygrad
-from tardygrad.callbacks import Callback
+from stopping import StopAfter
 from tardygrad.codecs import names
 from tardygrad.config import parse_overrides
 from tardygrad.data.sources import ArraySource
@@ -166,11 +166,6 @@ def test_a_late_worker_begins_without_what_is_gone(caplog: pytest.LogCaptureFixt
 # --- run directories --------------------------------------------------------------------------
 
 
-class StopAfter(Callback):
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any]) -> None:
-        self.stop_training = epoch >= 2
-
-
 def document(**changes: Any) -> dict[str, Any]:
     return {
         "engine": "inline", "workers": 1, "servers": 2, "epochs": 4, "batch_size": 32,
@@ -193,7 +188,9 @@ def manifest(directory: Path) -> dict[str, Any]:
 def test_a_run_directory_keeps_residuals(tmp_path: Path) -> None:
     whole = tardygrad.train(model, recipe=document(), out=tmp_path / "whole", quiet=True)
     path = tmp_path / "stopped"
-    first = tardygrad.train(model, recipe=document(), out=path, quiet=True, callbacks=[StopAfter()])
+    first = tardygrad.train(
+        model, recipe=document(), out=path, quiet=True, callbacks=[StopAfter(2)]
+    )
     assert first.outcome == "preempted"
     [entry] = manifest(path)["workers"]
     assert (entry["worker"], entry["incarnation"]) == (0, 0)
@@ -256,7 +253,7 @@ def test_another_codec_on_resume_begins_with_its_own_settings(tmp_path: Path) ->
     path = tmp_path / "run"
     method = {"name": "async_sgd", "codec": {"name": "power_sgd", "rank": 2}, "balance": "batch"}
     recipe = document(method=method, workers=2)
-    tardygrad.train(model, recipe=recipe, out=path, quiet=True, callbacks=[StopAfter()])
+    tardygrad.train(model, recipe=recipe, out=path, quiet=True, callbacks=[StopAfter(2)])
     for changes in (
         ["method.codec.name=top_k", "method.balance.name=fixed"],
         ["method.codec={name: top_k}", "method.balance=fixed"],

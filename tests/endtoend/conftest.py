@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 from real_runs import alive, descendants, leftovers, wait_until
 
-from tardygrad.errors import UsageError
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
@@ -20,17 +18,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures take a second and are tested elsewhere."""
-
-    def refuse(run: Path) -> list[Path]:
-        raise UsageError("no pictures here")
-
-    monkeypatch.setattr("tardygrad.metrics.report.report", refuse)
-
-
-@pytest.fixture(autouse=True)
-def nothing_stays() -> Iterator[None]:
+def nothing_stays(no_pictures: None) -> Iterator[None]:
     """No process and no runtime directory outlives a test."""
     before = descendants(os.getpid())
     yield

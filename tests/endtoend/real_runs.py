@@ -173,6 +173,17 @@ def kill_some(kind: str, times: int, seed: int) -> None:
         wait_until(lambda pid=victim: not alive([pid]), "it is gone")
 
 
+def killing(run: Path, seed: int, **times: int) -> contextlib.AbstractContextManager[None]:
+    """Kill so many members of each kind, one kind after the other, once the run trains."""
+
+    def deed() -> None:
+        wait_until(lambda: samples_of(run), "the run trains")
+        for kind, count in times.items():
+            kill_some(kind, count, seed)
+
+    return saboteur(deed)
+
+
 # --- the command line -------------------------------------------------------------------------
 
 

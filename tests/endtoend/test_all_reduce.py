@@ -15,7 +15,7 @@ from real_runs import (
     epochs_begun,
     events,
     finish,
-    kill_some,
+    killing,
     members,
     saboteur,
     samples_of,
@@ -128,12 +128,8 @@ def test_the_main_process_dies_and_no_rank_waits_for_another(tmp_path: Path) -> 
 def test_one_server_and_adam_through_deaths_of_ranks(tmp_path: Path) -> None:
     run = tmp_path / "run"
 
-    def deed() -> None:
-        wait_until(lambda: samples_of(run), "the run trains")
-        kill_some("worker", 4, seed=3)
-
     adam = {**METHOD, "optimizer": {"class": "Adam", "arguments": {"lr": 0.01}}}
-    with saboteur(deed):
+    with killing(run, 3, worker=4):
         result = tardygrad.train(
             recipe=document(epochs=20, workers=2, servers=1, method=adam), out=run, quiet=True
         )

@@ -9,15 +9,12 @@ import pytest
 from real_runs import (
     SAMPLES,
     assert_exact,
-    kill_some,
-    saboteur,
-    samples_of,
+    killing,
     settings,
-    wait_until,
 )
 
 import tardygrad
-from tardygrad.callbacks import Callback
+from stopping import StopAfter
 
 AGAIN = {"name": "cut_off", "below": 1, "again": True}
 CASES: list[dict[str, Any]] = [
@@ -29,28 +26,15 @@ CASES: list[dict[str, Any]] = [
 ]
 
 
-class StopAt(Callback):
-    def __init__(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any]) -> None:
-        self.stop_training = epoch >= self.epoch
-
-
 @pytest.mark.parametrize("method", CASES, ids=lambda m: f"{m['name']}-{m['codec']}")
 def test_members_die_the_run_stops_and_goes_on_and_is_repeated(
     method: dict[str, Any], tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
 
-    def deed() -> None:
-        wait_until(lambda: samples_of(run), "the run trains")
-        kill_some("worker", 2, seed=2)
-        kill_some("server", 1, seed=2)
-
     document = settings(epochs=12, method=method, checkpoint={"every_s": 0.3})
-    with saboteur(deed):
-        first = tardygrad.train(recipe=document, out=run, quiet=True, callbacks=[StopAt(6)])
+    with killing(run, 2, worker=2, server=1):
+        first = tardygrad.train(recipe=document, out=run, quiet=True, callbacks=[StopAfter(6)])
     assert first.outcome in ("preempted", "done"), first.reason
     assert 0 < first.summary["bytes_pushed"] < first.summary["bytes_unencoded"]
     epochs = first.summary["samples"] // SAMPLES + 3

@@ -17,7 +17,7 @@ from real_runs import (
     descendants,
     epochs_begun,
     events,
-    kill_some,
+    killing,
     leftovers,
     members,
     saboteur,
@@ -39,13 +39,8 @@ ME = os.getpid()
 def test_workers_killed_at_random_moments(tmp_path: Path) -> None:
     run = tmp_path / "run"
 
-    def deed() -> None:
-        wait_until(lambda: samples_of(run), "the run trains")
-        kill_some("evaluator", 1, seed=1)
-        kill_some("worker", 7, seed=1)
-
     document = settings(epochs=40, evaluation={"every_epochs": 4})
-    with saboteur(deed):
+    with killing(run, 1, evaluator=1, worker=7):
         result = tardygrad.train(recipe=document, out=run, quiet=True)
     assert result.outcome == "done", result.reason
     died = states(run, "worker", "died")

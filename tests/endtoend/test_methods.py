@@ -9,12 +9,9 @@ import pytest
 from real_runs import (
     SAMPLES,
     assert_exact,
-    kill_some,
-    saboteur,
-    samples_of,
+    killing,
     settings,
     states,
-    wait_until,
 )
 
 import tardygrad
@@ -35,13 +32,8 @@ def test_members_and_a_server_die_and_the_run_is_repeated(
 ) -> None:
     run = tmp_path / "run"
 
-    def deed() -> None:
-        wait_until(lambda: samples_of(run), "the run trains")
-        kill_some("worker", 3, seed=2)
-        kill_some("server", 1, seed=2)
-
     document = settings(epochs=EPOCHS, method=method, checkpoint={"every_s": 0.3})
-    with saboteur(deed):
+    with killing(run, 2, worker=3, server=1):
         result = tardygrad.train(recipe=document, out=run, quiet=True)
     assert result.outcome == "done", result.reason
     assert {e["reason"] for e in states(run, "worker", "died")} == {"killed by SIGKILL"}

@@ -27,6 +27,7 @@ from real_runs import (
 )
 
 import tardygrad
+from stopping import StopAfter
 from tardygrad.callbacks import Callback
 from tardygrad.cli import main
 from tardygrad.errors import ConfigError
@@ -114,14 +115,6 @@ def test_second_interrupt_stops_at_once(tmp_path: Path) -> None:
     assert errors.strip().splitlines()[-1] == "tardygrad: interrupted"
     wait_until(lambda: not alive(children), "all children are gone")
     assert not leftovers(process.pid)
-
-
-class StopAfter(Callback):
-    def __init__(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any]) -> None:
-        self.stop_training = epoch >= self.epoch
 
 
 def test_a_callback_stops_and_fewer_workers_go_on(tmp_path: Path) -> None:

@@ -9,7 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from real_runs import SAMPLES, assert_exact, kill_some, saboteur, samples_of, settings, wait_until
+from real_runs import (
+    SAMPLES,
+    assert_exact,
+    killing,
+    settings,
+)
 
 import tardygrad
 
@@ -69,10 +74,5 @@ def test_uneven_workers_are_balanced_and_the_run_is_repeated(
 def test_a_balanced_run_under_fire_is_repeated(tmp_path: Path) -> None:
     path = tmp_path / "run"
 
-    def deed() -> None:
-        wait_until(lambda: samples_of(path), "the run trains")
-        kill_some("worker", 3, seed=2)
-        kill_some("server", 1, seed=2)
-
-    with saboteur(deed):
+    with killing(path, 2, worker=3, server=1):
         run(path, SECTIONS[0], epochs=12, checkpoint={"every_s": 0.3})

@@ -20,7 +20,8 @@ MESSAGES = st.one_of([st.from_type(kind) for kind in ev.MESSAGES])
 @given(MESSAGES)
 def test_every_message_comes_through(message: Any) -> None:
     found = wire.decode(wire.encode(message))
-    assert found == message and type(found) is type(message)
+    # By what they read like: a number that is none is not equal to itself.
+    assert repr(found) == repr(message) and type(found) is type(message)
 
 
 @given(st.binary(max_size=200))

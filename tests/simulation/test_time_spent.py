@@ -42,17 +42,15 @@ def test_a_long_step_is_spread_over_the_reports() -> None:
         method={"name": "async_sgd", "exchange_period": 10}, failure={"lease_s": 1000.0},
     )  # fmt: skip
     engine = InlineEngine()
-    observer = SilentObserver(lambda: engine.now)
     told: list[tuple[float, float]] = []
-    emit = observer.emit
 
-    def keep(event: str, **fields: Any) -> None:
-        emit(event, **fields)
-        if event == "progress":
-            told.append((engine.now, fields["workers"][0]["computing_s"]))
+    class Keeping(SilentObserver):
+        def emit(self, event: str, **fields: Any) -> None:
+            super().emit(event, **fields)
+            if event == "progress":
+                told.append((engine.now, fields["workers"][0]["computing_s"]))
 
-    observer.emit = keep  # type: ignore[method-assign]
-    engine.run(job, observer, MemoryStore())
+    engine.run(job, Keeping(lambda: engine.now), MemoryStore())
     assert len(told) > 10
     for now, computing_s in told:
         assert computing_s == pytest.approx(min(now, 10.0), abs=1e-6)

@@ -18,7 +18,7 @@ SOURCE = Path(__file__).resolve().parents[2] / "src"
 # From left to right; those in one row are siblings and do not import each other.
 LAYERS = (
     ("errors",),
-    ("documents", "sections"),
+    ("documents", "families", "sections"),
     ("simulation_settings",),
     ("config",),
     ("layout", "admission", "balancing", "consistency", "staleness", "data"),

@@ -6,50 +6,24 @@ import os
 import shutil
 import signal
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import pytest
-import torch
+from copied_runs import PATIENCE_S, data, log, model, stopped, until, write
 from fsspec.implementations.local import LocalFileSystem
 
 import tardygrad
 from tardygrad import copies
-from tardygrad.callbacks import Callback
 from tardygrad.engines.inline import InlineEngine
-from tardygrad.errors import StorageError, TrainingFailed, UsageError
+from tardygrad.errors import StorageError, TrainingFailed
 from tardygrad.metrics.sink import read
 from tardygrad.storage.checkpoints import Checkpoint, CheckpointStore
 from tardygrad.storage.remote import RemoteCheckpoints, fetch_newer
 from tardygrad.storage.uploads import Uploader
 
-PATIENCE_S = 60.0
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(run: Path) -> list[Path]:
-        raise UsageError("no pictures here")
-
-    monkeypatch.setattr("tardygrad.metrics.report.report", refuse)
-
-
-def until(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def write(store: CheckpointStore, step: int, *, run: str = "a") -> Checkpoint:
-    files = [
-        store.write_shard(step, shard, {"parameters": torch.full((9,), float(step))}, {"n": step})
-        for shard in range(2)
-    ]
-    return store.commit(step, {"samples": [step], "run": run}, files)
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 def test_what_fails_is_tried_again_and_told(
@@ -145,36 +119,6 @@ def test_overtaken_checkpoints_are_left_out(tmp_path: Path) -> None:
 
 
 # --- whole runs -------------------------------------------------------------------------------
-
-
-def model() -> torch.nn.Module:
-    return torch.nn.Sequential(torch.nn.Linear(6, 9), torch.nn.Tanh(), torch.nn.Linear(9, 3))
-
-
-def data() -> tuple[torch.Tensor, torch.Tensor]:
-    x = torch.randn(96, 6, generator=torch.Generator().manual_seed(1))
-    return x, x[:, :3].argmax(dim=1)
-
-
-class StopAfter(Callback):
-    def __init__(self, epoch: int) -> None:
-        self._epoch = epoch
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any]) -> None:
-        self.stop_training = epoch >= self._epoch
-
-
-def stopped(run: Path, url: str, **settings: Any) -> tardygrad.Result:
-    checkpoint = {"every_s": 0.5, "keep": 2, "url": url}
-    return tardygrad.train(
-        model, data(), out=run, quiet=True, engine="inline", workers=2, servers=2, epochs=4,
-        batch_size=8, simulation={"compute": 0.2}, checkpoint=checkpoint,
-        callbacks=[StopAfter(2)], **settings,
-    )  # fmt: skip
-
-
-def log(run: Path) -> str:
-    return (run / "events.log").read_text()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

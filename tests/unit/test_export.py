@@ -17,8 +17,10 @@ from torch import nn
 import tardygrad
 from tardygrad.auditing import audit
 from tardygrad.cli import main
-from tardygrad.errors import CheckpointError, RunDirectoryError, StorageError, UsageError
+from tardygrad.errors import CheckpointError, RunDirectoryError, StorageError
 from tardygrad.storage.checkpoints import MANIFEST, CheckpointStore, _checksum
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 class Everything(nn.Module):
@@ -48,14 +50,6 @@ class Everything(nn.Module):
 def data() -> tuple[torch.Tensor, torch.Tensor]:
     x = torch.randn(64, 6, generator=torch.Generator().manual_seed(1))
     return x, x.argmax(dim=1)
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(run: Path) -> list[Path]:
-        raise UsageError("no pictures here")
-
-    monkeypatch.setattr("tardygrad.metrics.report.report", refuse)
 
 
 def trained(run: Path, **settings: Any) -> tardygrad.Result:

@@ -10,7 +10,6 @@ import secrets
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,40 +17,24 @@ from typing import Any
 import fsspec
 import pytest
 import torch
+from copied_runs import log, model, stopped, until, write
 from fsspec.implementations.local import LocalFileSystem
 from safetensors.torch import load_file
 
 import tardygrad
-from tardygrad.callbacks import Callback
 from tardygrad.cli import main
 from tardygrad.config import RunConfig
 from tardygrad.errors import (
     CheckpointError,
     ConfigError,
     StorageError,
-    UsageError,
 )
 from tardygrad.metrics.sink import read
 from tardygrad.storage.checkpoints import MANIFEST, Checkpoint, CheckpointStore
 from tardygrad.storage.remote import RemoteCheckpoints, fetch_newer
 from tardygrad.storage.worker_files import WorkerFiles
 
-PATIENCE_S = 60.0
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(run: Path) -> list[Path]:
-        raise UsageError("no pictures here")
-
-    monkeypatch.setattr("tardygrad.metrics.report.report", refuse)
-
-
-def until(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 # --- places -----------------------------------------------------------------------------------
@@ -111,14 +94,6 @@ def flip(data: bytes) -> bytes:
 
 
 # --- copies -----------------------------------------------------------------------------------
-
-
-def write(store: CheckpointStore, step: int, *, run: str = "a") -> Checkpoint:
-    files = [
-        store.write_shard(step, shard, {"parameters": torch.full((9,), float(step))}, {"n": step})
-        for shard in range(2)
-    ]
-    return store.commit(step, {"samples": [step], "run": run}, files)
 
 
 def whole(step: int) -> list[str]:
@@ -291,36 +266,6 @@ def test_a_url_without_protocol_is_refused() -> None:
 
 
 # --- whole runs -------------------------------------------------------------------------------
-
-
-def model() -> torch.nn.Module:
-    return torch.nn.Sequential(torch.nn.Linear(6, 9), torch.nn.Tanh(), torch.nn.Linear(9, 3))
-
-
-def data() -> tuple[torch.Tensor, torch.Tensor]:
-    x = torch.randn(96, 6, generator=torch.Generator().manual_seed(1))
-    return x, x[:, :3].argmax(dim=1)
-
-
-class StopAfter(Callback):
-    def __init__(self, epoch: int) -> None:
-        self._epoch = epoch
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any]) -> None:
-        self.stop_training = epoch >= self._epoch
-
-
-def stopped(run: Path, url: str, **settings: Any) -> tardygrad.Result:
-    checkpoint = {"every_s": 0.5, "keep": 2, "url": url}
-    return tardygrad.train(
-        model, data(), out=run, quiet=True, engine="inline", workers=2, servers=2, epochs=4,
-        batch_size=8, simulation={"compute": 0.2}, checkpoint=checkpoint,
-        callbacks=[StopAfter(2)], **settings,
-    )  # fmt: skip
-
-
-def log(run: Path) -> str:
-    return (run / "events.log").read_text()
 
 
 def test_a_run_goes_on_from_its_copies(tmp_path: Path, url: str) -> None:

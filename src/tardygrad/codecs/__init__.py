@@ -7,40 +7,17 @@ name. Nothing is registered anywhere: a new file is a new codec, and the shared 
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
 from tardygrad.codecs.base import Codec
-from tardygrad.errors import ConfigError, unknown
+from tardygrad.errors import ConfigError
+from tardygrad.families import Family
 
-_NOT_CODECS = {"base", "halves", "pushes"}
-
-
-def names() -> list[str]:
-    """Every codec's name, sorted."""
-    found = (module.name for module in pkgutil.iter_modules(__path__))
-    return sorted(name for name in found if name not in _NOT_CODECS)
-
-
-def find(name: str) -> type[Codec]:
-    """The class of the codec ``name``.
-
-    Raises:
-        ConfigError: there is no such codec; the message names the nearest one.
-    """
-    if name not in names():
-        raise ConfigError(f"method.codec: {unknown('codec', name, names())}")
-    module = importlib.import_module(f"{__name__}.{name}")
-    for value in vars(module).values():
-        if (
-            isinstance(value, type)
-            and issubclass(value, Codec)
-            and value.__module__ == module.__name__
-        ):
-            return value
-    raise ConfigError(f"method.codec: {module.__name__} defines no Codec")
+_FAMILY = Family(
+    __name__, __path__, Codec, but={"base", "halves", "pushes"}, key="method.codec", kind="codec"
+)
+names, find = _FAMILY.names, _FAMILY.find
 
 
 def parse(section: Any) -> Codec:

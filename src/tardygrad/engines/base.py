@@ -26,7 +26,7 @@ from tardygrad.errors import CheckpointError
 from tardygrad.layout import KeyRange, Layout
 from tardygrad.methods.base import Method
 from tardygrad.models.base import ModelAdapter
-from tardygrad.protocol.effects import CommitCheckpoint
+from tardygrad.protocol.effects import CommitCheckpoint, Outcome
 from tardygrad.protocol.events import Push
 from tardygrad.protocol.residuals import Inherited, Residual
 from tardygrad.protocol.scheduler import Scheduler
@@ -314,7 +314,7 @@ class RunEnd:
     ``figures`` are the fields of the ``run_end`` event.
     """
 
-    outcome: str
+    outcome: Outcome
     reason: str
     parameters: torch.Tensor
     figures: dict[str, Any] = field(default_factory=dict)

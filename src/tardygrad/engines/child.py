@@ -38,7 +38,7 @@ from tardygrad.data.sources import ArraySource, Source
 from tardygrad.engines import wire
 from tardygrad.engines.base import Job
 from tardygrad.engines.runtime_directory import reserve
-from tardygrad.engines.shared_memory import share, shared
+from tardygrad.engines.shared_memory import Shared, share, shared
 from tardygrad.errors import StorageError, TardygradError, UsageError
 from tardygrad.layout import KeyRange, Layout
 from tardygrad.methods import parse
@@ -134,7 +134,7 @@ def _place_in_user_code(error: BaseException) -> str:
 class SharedSource:
     """How a child gets at a data source: arrays in shared memory, or an object by value."""
 
-    entries: list[dict[str, object]] | None
+    entries: list[Shared] | None
     value: Source | None
 
     @classmethod

@@ -26,6 +26,7 @@ barriers that other processors need.
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import platform
@@ -423,11 +424,19 @@ def arena_of(
     return Arena(directory / Arena.FILE, geometry, create=create)
 
 
-def share(path: Path, tensors: tuple[torch.Tensor, ...]) -> list[dict[str, object]]:
+class Shared(NamedTuple):
+    """Where a tensor lies in a file of shared memory."""
+
+    offset: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def share(path: Path, tensors: tuple[torch.Tensor, ...]) -> list[Shared]:
     """Write tensors into a file of shared memory; returns what :func:`shared` needs."""
     size = sum(_round_up(t.numel() * t.element_size()) for t in tensors)
     mapping = _map_file(path, max(size, _LINE), create=True)
-    entries: list[dict[str, object]] = []
+    entries: list[Shared] = []
     offset = 0
     for tensor in tensors:
         raw = tensor.contiguous().reshape(-1).view(torch.uint8)
@@ -435,22 +444,20 @@ def share(path: Path, tensors: tuple[torch.Tensor, ...]) -> list[dict[str, objec
             np.frombuffer(mapping, dtype=np.uint8, count=raw.numel(), offset=offset)
         )
         target.copy_(raw)
-        entries.append({"offset": offset, "shape": list(tensor.shape), "dtype": str(tensor.dtype)})
+        entries.append(Shared(offset, tuple(tensor.shape), tensor.dtype))
         offset += _round_up(raw.numel())
     return entries
 
 
-def shared(path: Path, entries: list[dict[str, object]]) -> tuple[torch.Tensor, ...]:
+def shared(path: Path, entries: list[Shared]) -> tuple[torch.Tensor, ...]:
     """The tensors that :func:`share` wrote, without a copy. Nobody may write to them."""
     with path.open("rb") as file:
         # Private and writable, because torch warns of tensors over memory that cannot be written.
         protection = mmap.PROT_READ | mmap.PROT_WRITE
         mapping = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=protection)
     found = []
-    for entry in entries:
-        dtype = getattr(torch, str(entry["dtype"]).removeprefix("torch."))
-        shape = [int(n) for n in entry["shape"]]  # type: ignore[attr-defined]  # a list of numbers
-        count = int(np.prod(shape)) * torch.empty(0, dtype=dtype).element_size()
-        raw = np.frombuffer(mapping, dtype=np.uint8, count=count, offset=int(str(entry["offset"])))
+    for offset, shape, dtype in entries:
+        count = math.prod(shape) * dtype.itemsize
+        raw = np.frombuffer(mapping, dtype=np.uint8, count=count, offset=offset)
         found.append(torch.from_numpy(raw).view(dtype).view(shape))
     return tuple(found)

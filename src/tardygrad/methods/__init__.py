@@ -7,40 +7,16 @@ file's name. Nothing is registered anywhere: a new file is a new method, and the
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
-from tardygrad.errors import ConfigError, unknown
+from tardygrad.families import Family
 from tardygrad.methods.base import Method
 
-_NOT_METHODS = {"base", "rules", "schedules"}
-
-
-def names() -> list[str]:
-    """Every method's name, sorted."""
-    found = (module.name for module in pkgutil.iter_modules(__path__))
-    return sorted(name for name in found if name not in _NOT_METHODS)
-
-
-def find(name: str) -> type[Method]:
-    """The class of the method ``name``.
-
-    Raises:
-        ConfigError: there is no such method; the message names the nearest one.
-    """
-    if name not in names():
-        raise ConfigError(f"method.name: {unknown('method', name, names())}")
-    module = importlib.import_module(f"{__name__}.{name}")
-    for value in vars(module).values():
-        if (
-            isinstance(value, type)
-            and issubclass(value, Method)
-            and value.__module__ == module.__name__
-        ):
-            return value
-    raise ConfigError(f"method.name: {module.__name__} defines no Method")
+_FAMILY = Family(
+    __name__, __path__, Method, but={"base", "rules", "schedules"}, key="method.name", kind="method"
+)
+names, find = _FAMILY.names, _FAMILY.find
 
 
 def parse(document: Mapping[str, Any]) -> Method:

@@ -7,10 +7,13 @@ machine's business.
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 from tardygrad.protocol.events import Address, Event, Group, Lease, Push, Read
 from tardygrad.protocol.trace import Record
+
+Outcome: TypeAlias = Literal["done", "preempted", "failed"]
+"""How a run ends."""
 
 
 class Send(NamedTuple):
@@ -251,9 +254,9 @@ class Decided(NamedTuple):
 
 
 class Finished(NamedTuple):
-    """The run is over: ``outcome`` is ``done``, ``preempted`` or ``failed``."""
+    """The run is over."""
 
-    outcome: str
+    outcome: Outcome
     reason: str
 
 

@@ -13,7 +13,7 @@ snapshot, and meanwhile no lease is granted. Nothing here waits: each answer mov
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from tardygrad.errors import InvariantViolation
 from tardygrad.protocol import events as ev
@@ -27,6 +27,7 @@ from tardygrad.protocol.effects import (
     KillServer,
     KillWorker,
     MemberChanged,
+    Outcome,
     Send,
     SpawnServer,
     SpawnWorker,
@@ -50,7 +51,7 @@ class Scheduler:
         s = settings
         self.settings = s
         self.phase = STARTING
-        self.outcome = ""
+        self.outcome: Outcome | Literal[""] = ""
         self.reason = ""
         first_incarnation = s.generation << 10
         self.workers = [mb.WorkerEntry(w, first_incarnation) for w in range(s.workers)]
@@ -429,6 +430,7 @@ class Scheduler:
         if self.phase != SAVING:
             return [commit]
         self.phase = OVER
+        assert self.outcome  # a run that is being saved has one
         return [commit, Finished(self.outcome, self.reason)]
 
     def _state(self) -> dict[str, object]:
@@ -448,7 +450,7 @@ class Scheduler:
             return []
         return self._stop("preempted", event.reason, now)
 
-    def _stop(self, outcome: str, reason: str, now: float) -> list[Effect]:
+    def _stop(self, outcome: Outcome, reason: str, now: float) -> list[Effect]:
         self.outcome, self.reason = outcome, reason
         self.phase = STOPPING
         self._stop_since = now

@@ -34,11 +34,12 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, TypeAlias
+from typing import Any, Self
 
 import yaml
 
 from tardygrad.errors import RunDirectoryError, StorageError, nearest
+from tardygrad.protocol.effects import Outcome
 from tardygrad.storage.atomic import (
     PathLike,
     is_temporary,
@@ -50,8 +51,6 @@ from tardygrad.storage.atomic import (
     write_json,
 )
 from tardygrad.storage.lock import LOCK, DirectoryLock
-
-Outcome: TypeAlias = Literal["done", "preempted", "failed"]
 
 _FORMAT = 1
 _RECORD = "run.json"

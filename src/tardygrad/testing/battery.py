@@ -29,6 +29,7 @@ from tardygrad.layout import partition
 from tardygrad.methods import parse
 from tardygrad.methods.base import Method, Step
 from tardygrad.protocol.ledger import Ledger
+from tardygrad.testing.checks import require
 from tardygrad.testing.simulation import (
     MemoryStore,
     SilentObserver,
@@ -43,11 +44,6 @@ _NEVER_ENDING = 100_000
 
 Place = Callable[[Job], tuple[Job, SnapshotStore]]
 """Gives a job the place that an engine needs, and the store of that place."""
-
-
-def _require(ok: bool, what: str) -> None:
-    if not ok:
-        raise AssertionError(what)
 
 
 def network() -> nn.Module:
@@ -124,18 +120,18 @@ def _check_rules(method: Method) -> None:
     moved = False
     for fresh in (True, False):
         target = rule.target(fresh=fresh)
-        _require(target.shape == (size,), f"target() has shape {tuple(target.shape)}")
-        _require(target.data_ptr() == rule.target(fresh=fresh).data_ptr(), "target() moves")
+        require(target.shape == (size,), f"target() has shape {tuple(target.shape)}")
+        require(target.data_ptr() == rule.target(fresh=fresh).data_ptr(), "target() moves")
         target.copy_(job.initial[:size])
         rule.pulled(fresh=fresh)
         update = torch.full((size,), torch.nan)
         outcome = rule.compute(_steps(2), update)
-        _require(outcome.batches == 2, f"compute() counts {outcome.batches} batches of 2")
-        _require(bool(torch.isfinite(update).all()), "an update is not finite everywhere")
+        require(outcome.batches == 2, f"compute() counts {outcome.batches} batches of 2")
+        require(bool(torch.isfinite(update).all()), "an update is not finite everywhere")
         moved = moved or bool(update.any())
-    _require(moved, "every update is zero everywhere")
+    require(moved, "every update is zero everywhere")
     rate = method.learning_rate(0)
-    _require(rate >= 0, f"the learning rate begins at {rate}")
+    require(rate >= 0, f"the learning rate begins at {rate}")
 
 
 def _check_state(method: Method) -> None:
@@ -152,11 +148,11 @@ def _check_state(method: Method) -> None:
         for each in (rule, restored):
             each.apply(update.clone(), 0.5, BATCH * number)
         same = torch.equal(rule.parameters, restored.parameters)
-        _require(same, f"a restored server differs after {number - 2} updates")
+        require(same, f"a restored server differs after {number - 2} updates")
     now, there = rule.state(), restored.state()
     equal = now.keys() == there.keys() and all(torch.equal(now[k], there[k]) for k in now)
-    _require(equal, "the state of a restored server differs")
-    _require(bool(torch.isfinite(rule.parameters).all()), "the parameters are not finite")
+    require(equal, "the state of a restored server differs")
+    require(bool(torch.isfinite(rule.parameters).all()), "the parameters are not finite")
 
 
 def _check_serial(method: Method, section: dict[str, Any]) -> None:
@@ -173,14 +169,14 @@ def _check_serial(method: Method, section: dict[str, Any]) -> None:
             for batch in range(job.plan.batches(fragment)):
                 inputs, target = source.batch(order.indices(epoch, fragment, batch))
                 optimizer.zero_grad()
-                nn.functional.cross_entropy(model(inputs), target).backward()  # type: ignore[no-untyped-call]
+                torch.autograd.backward(nn.functional.cross_entropy(model(inputs), target))
                 optimizer.step()
     end = InlineEngine().run(job, SilentObserver(), MemoryStore())
     adapter = job.build_adapter()
     adapter.load(end.parameters[: job.layout.parameters_size])
     trained = adapter.state_dict()
     for name, value in model.state_dict().items():
-        _require(torch.equal(trained[name], value), f"{name} differs from the serial loop's")
+        require(torch.equal(trained[name], value), f"{name} differs from the serial loop's")
 
 
 def troubled(section: dict[str, Any], seed: int) -> Job:
@@ -211,11 +207,11 @@ def _check_run(section: dict[str, Any]) -> None:
         cluster = SimulatedCluster(troubled(section, seed))
         end = cluster.run()
         cluster.check(end)
-        _require(end.outcome == "done", f"a run under faults ends as {end.outcome}: {end.reason}")
-        _require(bool(torch.isfinite(end.parameters).all()), "the parameters are not finite")
+        require(end.outcome == "done", f"a run under faults ends as {end.outcome}: {end.reason}")
+        require(bool(torch.isfinite(end.parameters).all()), "the parameters are not finite")
         digests.append((str(end.figures["digest"]), cluster.history.digest()))
-    _require(digests[0] == digests[1], "the same seed gives two different runs")
-    _require(digests[0] != digests[2], "another seed gives the same run")
+    require(digests[0] == digests[1], "the same seed gives two different runs")
+    require(digests[0] != digests[2], "another seed gives the same run")
 
 
 # --- engines ----------------------------------------------------------------------------------
@@ -248,26 +244,26 @@ def _check_ledgers(job: Job, store: SnapshotStore, end: RunEnd) -> None:
             raise AssertionError("the run is done and there is no checkpoint")
         ledger = Ledger.from_state(job.plan, snapshot.state["ledger"])
         consumed = job.config.epochs * job.plan.samples
-        _require(ledger.consumed == consumed, f"shard {shard} has booked {ledger.consumed} samples")
+        require(ledger.consumed == consumed, f"shard {shard} has booked {ledger.consumed} samples")
         saved = snapshot.tensors["parameters"]
         same = torch.equal(saved, end.parameters[key_range.slice])
-        _require(same, f"shard {shard}: the last checkpoint is not the result")
+        require(same, f"shard {shard}: the last checkpoint is not the result")
 
 
 def _check_engine_run(engine: Engine, place: Place) -> None:
     job, store = place(_job(network, {"name": "async_sgd"}, workers=2, servers=2))
     observer = SilentObserver()
     end = engine.run(job, observer, store)
-    _require(end.outcome == "done", f"the run ends as {end.outcome}: {end.reason}")
-    _require(end.parameters.shape == (job.layout.size,), "the result is not the whole vector")
-    _require(bool(torch.isfinite(end.parameters).all()), "the parameters are not finite")
+    require(end.outcome == "done", f"the run ends as {end.outcome}: {end.reason}")
+    require(end.parameters.shape == (job.layout.size,), "the result is not the whole vector")
+    require(bool(torch.isfinite(end.parameters).all()), "the parameters are not finite")
     _check_ledgers(job, store, end)
     epochs = [fields["epoch"] for fields in observer.of("epoch")]
-    _require(epochs == [1, 2], f"it tells of the epochs {epochs}")
+    require(epochs == [1, 2], f"it tells of the epochs {epochs}")
     members = {(f["kind"], f["id"]) for f in observer.of("member") if f["state"] == "ready"}
-    _require(len(members) == 4, f"it tells of these members only: {sorted(members)}")
-    _require(len(observer.of("checkpoint")) >= 1, "it tells of no checkpoint")
-    _require(len(observer.of("progress")) >= 1, "it tells of no progress")
+    require(len(members) == 4, f"it tells of these members only: {sorted(members)}")
+    require(len(observer.of("checkpoint")) >= 1, "it tells of no checkpoint")
+    require(len(observer.of("progress")) >= 1, "it tells of no progress")
 
 
 def _check_engine_alone(engine: Engine, place: Place) -> None:
@@ -279,7 +275,7 @@ def _check_engine_alone(engine: Engine, place: Place) -> None:
         SilentObserver(),
         MemoryStore(),
     )
-    _require(torch.equal(end.parameters, same.parameters), "one worker differs from the simulator")
+    require(torch.equal(end.parameters, same.parameters), "one worker differs from the simulator")
 
 
 class _Impatient(SilentObserver):
@@ -304,12 +300,12 @@ def _check_engine_interrupted(engine: Engine, place: Place) -> None:
         _job(network, {"name": "async_sgd"}, workers=2, servers=2, epochs=_NEVER_ENDING)
     )
     end = engine.run(job, _Impatient(), store)
-    _require(end.outcome == "preempted", f"an interrupted run ends as {end.outcome}")
+    require(end.outcome == "preempted", f"an interrupted run ends as {end.outcome}")
     snapshot = store.newest(0)
     if snapshot is None:
         raise AssertionError("an interrupted run leaves no checkpoint")
     consumed = Ledger.from_state(job.plan, snapshot.state["ledger"]).consumed
-    _require(consumed > 0, "an interrupted run has booked nothing")
+    require(consumed > 0, "an interrupted run has booked nothing")
     again = dataclasses.replace(
         job,
         config=job.config.model_copy(update={"epochs": consumed // job.plan.samples + 3}),
@@ -318,5 +314,5 @@ def _check_engine_interrupted(engine: Engine, place: Place) -> None:
         first_step=snapshot.step + 1,
     )
     end = engine.run(again, SilentObserver(), store)
-    _require(end.outcome == "done", f"a resumed run ends as {end.outcome}: {end.reason}")
+    require(end.outcome == "done", f"a resumed run ends as {end.outcome}: {end.reason}")
     _check_ledgers(again, store, end)

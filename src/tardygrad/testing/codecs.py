@@ -21,6 +21,7 @@ from tardygrad.engines.packing import Packer
 from tardygrad.layout import KeyRange, Layout, partition
 from tardygrad.protocol.residuals import Inherited
 from tardygrad.testing import battery
+from tardygrad.testing.checks import require
 from tardygrad.testing.fuzz import check_replay
 from tardygrad.testing.simulation import SimulatedCluster
 
@@ -33,11 +34,6 @@ _TENSORS = [
 _LAYOUT = Layout.of(_TENSORS, [("statistics", (3,), "float32")])
 _PUSHES = 120
 _HUGE = 1e30
-
-
-def _require(ok: bool, what: str) -> None:
-    if not ok:
-        raise AssertionError(what)
 
 
 def check_codec(name: str, **settings: Any) -> None:
@@ -53,7 +49,7 @@ def check_codec(name: str, **settings: Any) -> None:
     """
     codec = parse({"name": name, **settings})
     section = codec.model_dump(mode="json")
-    _require(parse(section) == codec, f"{section} does not make the same codec again")
+    require(parse(section) == codec, f"{section} does not make the same codec again")
     threads = torch.get_num_threads()
     # On parts this small more of them only cost time.
     torch.set_num_threads(1)
@@ -84,9 +80,9 @@ def check_codec_with(name: str, method: str, **settings: Any) -> None:
     cluster = SimulatedCluster(battery.troubled(section, seed=1))
     end = cluster.run()
     cluster.check(end)
-    _require(end.outcome == "done", f"a run under faults ends as {end.outcome}: {end.reason}")
-    _require(bool(torch.isfinite(end.parameters).all()), "the parameters are not finite")
-    _require(not torch.equal(end.parameters, cluster.job.initial), "nothing was trained")
+    require(end.outcome == "done", f"a run under faults ends as {end.outcome}: {end.reason}")
+    require(bool(torch.isfinite(end.parameters).all()), "the parameters are not finite")
+    require(not torch.equal(end.parameters, cluster.job.initial), "nothing was trained")
     check_replay(cluster, end)
 
 
@@ -127,19 +123,19 @@ def _check_part(codec: Codec, part: Part) -> None:
         bytes_ = [torch.full((one.nbytes,), fill, dtype=torch.uint8) for fill in (0, 255)]
         one.encode(values, bytes_[0])
         other.encode(values, bytes_[1])
-        _require(torch.equal(values, kept), f"encode() changes the values {what}")
-        _require(torch.equal(*bytes_), f"the same values give other bytes {what}")
+        require(torch.equal(values, kept), f"encode() changes the values {what}")
+        require(torch.equal(*bytes_), f"the same values give other bytes {what}")
         decoded = one.decode(bytes_[0])
         shape, dtype = tuple(decoded.shape), decoded.dtype
-        _require(shape == (part.size,) and dtype == torch.float32, f"decoded: {shape}, {dtype}")
+        require(shape == (part.size,) and dtype == torch.float32, f"decoded: {shape}, {dtype}")
         again = codec.coder(part).decode(bytes_[0].clone())
-        _require(torch.equal(decoded, again), f"decoding depends on more than the bytes {what}")
-        _require(not decoded[gaps].any(), f"something is decoded into a gap {what}")
+        require(torch.equal(decoded, again), f"decoding depends on more than the bytes {what}")
+        require(not decoded[gaps].any(), f"something is decoded into a gap {what}")
         if codec.is_plain:
-            _require(torch.equal(decoded, values), f"it changes the values {what}")
+            require(torch.equal(decoded, values), f"it changes the values {what}")
     zeros = torch.zeros(part.size)
     one.encode(zeros, bytes_[0])
-    _require(not one.decode(bytes_[0]).any(), f"zeros are decoded as something else {what}")
+    require(not one.decode(bytes_[0]).any(), f"zeros are decoded as something else {what}")
 
 
 # --- the residual -----------------------------------------------------------------------------
@@ -183,7 +179,7 @@ def _check_sums(codec: Codec, servers: int) -> None:
     for number in range(2 * _PUSHES):
         update = steady + _update(number)
         decoded = worker.push(update)
-        _require(torch.equal(decoded[size:], update[size:]), "the buffers change on the way")
+        require(torch.equal(decoded[size:], update[size:]), "the buffers change on the way")
         lost = (number % servers,) if number % 7 == 3 else ()
         worker.packer.answered(worker.seq, lost)
         for shard, owned in enumerate(worker.form.owned):
@@ -196,11 +192,11 @@ def _check_sums(codec: Codec, servers: int) -> None:
     if not codec.feeds_back:
         return
     difference = (wanted - taken - worker.left_out()).abs().max()
-    _require(
+    require(
         float(difference) < 1e-4 * _PUSHES,
         f"what was taken and the residual differ from what was computed by {difference:g}",
     )
-    _require(
+    require(
         largest[1] <= 2 * largest[0] + 1e-6,
         f"the residual grows without end: {largest[0]:g}, then {largest[1]:g}",
     )
@@ -217,12 +213,12 @@ def _check_strange_values(codec: Codec) -> None:
         decoded = worker.push(broken)
         for owned in worker.form.owned:
             finite = bool(decoded[owned].isfinite().all())
-            _require(finite == bool(broken[owned].isfinite().all()), f"{strange} does not show")
-        _require(bool(worker.left_out().isfinite().all()), f"{strange} stays in the residual")
-        _require(bool(worker.push(plain).isfinite().all()), f"{strange} comes again")
+            require(finite == bool(broken[owned].isfinite().all()), f"{strange} does not show")
+        require(bool(worker.left_out().isfinite().all()), f"{strange} stays in the residual")
+        require(bool(worker.push(plain).isfinite().all()), f"{strange} comes again")
     for size_of in (_HUGE, 1 / _HUGE):
         decoded = _Worker(codec, 2).push(size_of * plain)
-        _require(bool(decoded.isfinite().all()), f"values about {size_of:g} are not finite")
+        require(bool(decoded.isfinite().all()), f"values about {size_of:g} are not finite")
 
 
 def _check_successor(codec: Codec) -> None:
@@ -233,7 +229,7 @@ def _check_successor(codec: Codec) -> None:
     one.packer.answered(one.seq, (1,))
     other.packer.take_over(one.packer.leave(), Inherited(0, 1, 0), same_codec=True)
     same = [torch.equal(one.push(_update(n)), other.push(_update(n))) for n in range(5, 8)]
-    _require(all(same), "a successor does not go on as its predecessor would have")
+    require(all(same), "a successor does not go on as its predecessor would have")
     reset = _Worker(codec, 2)
     reset.packer.take_over(one.packer.leave(), Inherited(0, 2, 1), same_codec=False)
-    _require(torch.equal(reset.left_out(), one.left_out()), "another codec loses the residual")
+    require(torch.equal(reset.left_out(), one.left_out()), "another codec loses the residual")
