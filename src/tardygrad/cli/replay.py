@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 
 SUMMARY = "repeat a run from its trace, bit for bit"
 
-EXAMPLES = (("tardygrad replay runs/mnist-async-20250131-120000", "takes as long as one worker"),)
+EXAMPLES = (
+    (
+        "tardygrad replay runs/mnist-async-20250131-120000",
+        "as long as one worker would take for all of it",
+    ),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
