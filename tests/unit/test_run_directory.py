@@ -62,8 +62,6 @@ def test_the_paths() -> None:
     files = [
         run.config_yaml,
         run.metrics_jsonl,
-        run.metrics_mat,
-        run.curves_png,
         run.checkpoints,
         run.trace,
         run.logs,
@@ -74,8 +72,6 @@ def test_the_paths() -> None:
     assert [path.relative_to(run.path).as_posix() for path in files] == [
         "config.yaml",
         "metrics.jsonl",
-        "metrics.mat",
-        "curves.png",
         "checkpoints",
         "trace",
         "logs",

@@ -191,16 +191,6 @@ class RunDirectory:
         return self.path / "metrics.jsonl"
 
     @property
-    def metrics_mat(self) -> Path:
-        """The curves for MATLAB and scipy."""
-        return self.path / "metrics.mat"
-
-    @property
-    def curves_png(self) -> Path:
-        """The picture of the run."""
-        return self.path / "curves.png"
-
-    @property
     def checkpoints(self) -> Path:
         """The checkpoints; see ``CheckpointStore``, which takes the run directory."""
         return self.path / "checkpoints"
