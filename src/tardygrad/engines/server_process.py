@@ -210,9 +210,10 @@ class _ServerProcess:
         return time.monotonic() - first > _TORN_S
 
     def _sleep(self) -> None:
-        # While pushes come in, short naps: to be woken costs the worker more than naps cost here.
-        if time.monotonic() - self.busy_at < _NAP_FOR_S:
-            time.sleep(min(max(self.nap_share * self.interval, _NAP_S), _NAP_MOST_S))
+        # While pushes come fast, short naps: to be woken costs the worker more than naps cost here.
+        nap_s = self.nap_share * self.interval
+        if nap_s <= _NAP_MOST_S and time.monotonic() - self.busy_at < _NAP_FOR_S:
+            time.sleep(max(nap_s, _NAP_S))
             return
         self.arena.set_sleeping(self.shard, True)
         fence()

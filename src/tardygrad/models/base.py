@@ -7,6 +7,8 @@ shared memory or of a received frame and nothing is copied twice. Models on acce
 dtypes or in other libraries convert behind it. A step of a worker is, in this order:
 
     load(pulled) -> gradient(batch, seed) -> [decay] -> [clip] -> write_gradient(slot) or step(lr)
+
+The mean over several batches: `gradient(batch, seed, weight, add)` for each, then `scale`.
 """
 
 from __future__ import annotations
@@ -41,6 +43,11 @@ class ModelAdapter(Protocol):
         """The model's own vector `[layout.size]`: parameters, then buffers. `read` refreshes it."""
         ...
 
+    @property
+    def adds(self) -> bool:
+        """Whether it can add up the gradients of batches as well as a float32 vector does."""
+        ...
+
     def read(self) -> torch.Tensor:
         """The parameters as they are now, `[P]`: a view of `flat`; clone it to keep it."""
         ...
@@ -65,13 +72,21 @@ class ModelAdapter(Protocol):
         """Take the floating buffers from `values` `[B]`."""
         ...
 
-    def gradient(self, batch: tuple[torch.Tensor, ...], seed: int) -> float:
+    def gradient(
+        self, batch: tuple[torch.Tensor, ...], seed: int, weight: float = 1.0, add: bool = False
+    ) -> float:
         """Compute the gradient of the mean loss over one batch and keep it; return that loss.
 
         Args:
             batch: The model's inputs, and the target last.
             seed: Decides all randomness of the step (dropout).
+            weight: Factor on the gradient, but not on the loss that is returned.
+            add: Add it to the gradient that is kept, instead of forgetting that one.
         """
+        ...
+
+    def scale(self, factor: float) -> None:
+        """Multiply the gradient that is kept by `factor`."""
         ...
 
     def decay(self, weight_decay: float) -> None:

@@ -32,6 +32,7 @@ class NullAdapter:
     def __init__(self, size: int = 1) -> None:
         if size < 1:
             raise ModelError(f"a null model needs at least 1 parameter, got {size}")
+        self.adds = True
         self.layout = Layout.of([("null", (size,), "float32")])
 
     @cached_property
@@ -56,9 +57,14 @@ class NullAdapter:
     def load_buffers(self, values: torch.Tensor) -> None:
         """Take nothing: there are no buffers."""
 
-    def gradient(self, batch: tuple[torch.Tensor, ...], seed: int) -> float:
+    def gradient(
+        self, batch: tuple[torch.Tensor, ...], seed: int, weight: float = 1.0, add: bool = False
+    ) -> float:
         """Compute nothing; the loss is 0."""
         return 0.0
+
+    def scale(self, factor: float) -> None:
+        """Change nothing."""
 
     def decay(self, weight_decay: float) -> None:
         """Change nothing."""

@@ -61,6 +61,7 @@ class TorchAdapter:
         module: The model, usable as any other.
         layout: How its tensors lie in the flat vector.
         flat: The flat vector `[layout.size]`; current after `read`.
+        adds: Whether all gradients are float32, so that autograd may add up those of batches.
 
     Raises:
         ModelError: If nothing in it can be trained, or something of a dtype that cannot.
@@ -99,6 +100,7 @@ class TorchAdapter:
             parameter.dtype == torch.float32 and parameter.stride() == view.stride()
             for parameter, view in zip(self._parameters, self._staging_views, strict=True)
         )
+        self.adds = all(parameter.dtype == torch.float32 for parameter in self._parameters)
         self._data = [p.detach() for p in self._parameters]
         torch._foreach_copy_(self._staging_views, self._data)
         if self._bound:
@@ -175,7 +177,9 @@ class TorchAdapter:
         if self._buffer_homes:
             torch._foreach_copy_(self._buffers(), self._buffer_views(values))
 
-    def gradient(self, batch: tuple[torch.Tensor, ...], seed: int) -> float:
+    def gradient(
+        self, batch: tuple[torch.Tensor, ...], seed: int, weight: float = 1.0, add: bool = False
+    ) -> float:
         """Compute the gradient of the mean loss over one batch and keep it; return that loss.
 
         A loss that is not finite is returned as it is.
@@ -184,6 +188,8 @@ class TorchAdapter:
             batch: The model's inputs, and the target last.
             seed: Set as the seed of torch's default generators first, so dropout depends on the
                 step and not on the process that computes it.
+            weight: Factor on the gradient, but not on the loss that is returned.
+            add: Add it to the gradient that is kept: autograd does so at no cost of its own.
 
         Raises:
             ModelError: If the loss is not a tensor of one element that depends on a parameter.
@@ -193,9 +199,10 @@ class TorchAdapter:
             with torch.cuda.device(self.device):
                 torch.cuda.manual_seed(seed)
             batch = tuple([part.to(self.device, non_blocking=True) for part in batch])
-        self._gradients = []  # lets go of the old ones, so that their memory is used again
-        for parameter in self._parameters:
-            parameter.grad = None
+        if not add:
+            self._gradients = []  # lets go of the old ones, so that their memory is used again
+            for parameter in self._parameters:
+                parameter.grad = None
         *inputs, target = batch
         loss = self.loss(self.module(*inputs), target)
         if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or not loss.requires_grad:
@@ -204,9 +211,14 @@ class TorchAdapter:
         if one.dtype != loss.dtype or one.shape != loss.shape or one.device != loss.device:
             one = self._one = torch.ones_like(loss)
         # With what backward() would make anew for every batch.
-        torch.autograd.backward(loss, one)
+        torch.autograd.backward(loss, one if weight == 1.0 else one * weight)
         self._collect()
         return loss.item()
+
+    def scale(self, factor: float) -> None:
+        """Multiply the gradient that is kept by `factor`."""
+        if self._gradients:
+            torch._foreach_mul_(self._gradients, factor)
 
     def decay(self, weight_decay: float) -> None:
         """Add `weight_decay * parameter` to the gradients: the weight decay of `torch.optim.SGD`.

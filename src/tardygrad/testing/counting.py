@@ -29,6 +29,7 @@ class CountingAdapter:
     def __init__(self, samples: int, shards: int) -> None:
         self.width = -(-samples // ALIGN) * ALIGN
         self.shards = shards
+        self.adds = False
         self.layout = Layout.of([("counts", (shards, self.width), "float32")])
         self.flat = torch.zeros(self.layout.size)
         self._samples = torch.zeros(0, dtype=torch.int64)
@@ -61,10 +62,15 @@ class CountingAdapter:
     def load_buffers(self, values: torch.Tensor) -> None:
         """Take nothing: there are no buffers."""
 
-    def gradient(self, batch: tuple[torch.Tensor, ...], seed: int) -> float:
+    def gradient(
+        self, batch: tuple[torch.Tensor, ...], seed: int, weight: float = 1.0, add: bool = False
+    ) -> float:
         """Remember which samples these are; the loss is 0."""
         self._samples = batch[0]
         return 0.0
+
+    def scale(self, factor: float) -> None:
+        """Change nothing: it does not add up."""
 
     def decay(self, weight_decay: float) -> None:
         """Change nothing."""

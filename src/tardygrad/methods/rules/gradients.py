@@ -68,6 +68,25 @@ class GradientWorker:
 
     def compute(self, steps: Iterable[Step], out: torch.Tensor) -> Outcome:
         """Train the steps; ``out`` becomes the mean of their gradients, weighted by samples."""
+        if self._method.clips or not self._adapter.adds:
+            return self._one_by_one(steps, out)
+        adapter, total, count, samples, first = self._adapter, 0.0, 0, 0, 0
+        for step in steps:
+            size = len(step.batch[-1])
+            first = first or size
+            total += adapter.gradient(step.batch, step.seed, size / first, count > 0)
+            count += 1
+            samples += size
+        if count > 1:
+            adapter.scale(first / samples)
+        if self._method.weight_decay:
+            # All at the same parameters: what each would have added is the mean of it, too.
+            adapter.decay(self._method.weight_decay)
+        adapter.write_gradient(out, add=False)
+        return Outcome(total / max(count, 1), count)
+
+    def _one_by_one(self, steps: Iterable[Step], out: torch.Tensor) -> Outcome:
+        """The same where autograd cannot add them up: each is clipped, or too coarse to add to."""
         total, count, samples = 0.0, 0, 0
         for step in steps:
             total += gradient(self._adapter, self._method, step)

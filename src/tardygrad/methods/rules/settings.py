@@ -74,6 +74,11 @@ class TrainingMethod(Method):
         return never and not any(beside)
 
     @property
+    def clips(self) -> bool:
+        """Whether each batch's gradient is clipped."""
+        return self.clip_norm is not None or self.clip_value is not None
+
+    @property
     def longest_period(self) -> int:
         """No exchange has more steps, however many samples are consumed."""
         return self.exchange_schedule.longest(self.exchange_period)
