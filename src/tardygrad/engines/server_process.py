@@ -222,6 +222,9 @@ class _ServerProcess:
             for source, _ in self.poller.poll(_IDLE_MS):
                 if source == self.bell.fileno():
                     self.bell.hush()
+                else:
+                    # Left unread it would end every poll at once.
+                    self.listened = 0.0
         self.arena.set_sleeping(self.shard, False)
 
     def _handle(self, event: ev.Event) -> None:
