@@ -144,8 +144,14 @@ def verdict(document: dict[str, Any]) -> str:
 
 
 def select(words: Sequence[str], available: Sequence[Figure]) -> list[Figure]:
-    """The figures whose names hold any of the words (also given as ``a,b``); all without a word."""
-    wanted = [part.lower() for word in words for part in word.split(",") if part]
+    """Figures by whole names, or those whose names hold any of the words (also given as ``a,b``).
+
+    All without a word.
+    """
+    names = [f.name for f in available]
+    parts = [word for word in words if word in names]
+    parts += [part for word in words if word not in names for part in word.split(",") if part]
+    wanted = [part.lower() for part in parts]
     return [f for f in available if not wanted or any(word in f.name.lower() for word in wanted)]
 
 
