@@ -190,6 +190,8 @@ def _speeds() -> list[Figure]:
                _ours("cnn", 2), _plain("cnn"), 1.85, 1.95),
         Figure("uneven workers: 20, 20, 20 and 100 ms, vs sum of speeds", speed,
                _uneven, uneven.sum_of_speeds, 0.95, 0.98),
+        Figure("uneven workers: 20, 20, 20 and 100 ms, vs four loops alone", speed,
+               _uneven, lambda _: _value("uneven")),
     ]  # fmt: skip
 
 
