@@ -87,6 +87,27 @@ def test_decay_before_clip_equals_the_regularised_gradient_clipped(name: str) ->
         assert_same_state(adapter, module)
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_gradients_add_up_as_in_a_loop_that_accumulates_them(name: str) -> None:
+    """Weighted, added by autograd and scaled at the end; a loss is told without its weight."""
+    adapter, module = make(MODELS[name]), twin(MODELS[name])
+    for number, (x, y) in enumerate(batches(3)):
+        torch.manual_seed(number)
+        loss = F.cross_entropy(module(x), y)
+        weight = (1.0, 0.5, 2.0)[number]
+        (loss * weight).backward()
+        assert adapter.gradient((x, y), number, weight, add=number > 0) == loss.item()
+    adapter.scale(0.25)
+    out = torch.full((adapter.layout.parameters_size,), torch.nan)
+    adapter.write_gradient(out, add=False)
+    by_name = dict(module.named_parameters())
+    for field in adapter.layout.parameters:
+        written = out[field.offset : field.stop].view(field.shape)
+        gradient = by_name[field.name].grad
+        expected = torch.zeros(field.shape) if gradient is None else (gradient * 0.25).float()
+        assert torch.equal(written, expected), field.name
+
+
 def test_sparse_gradients_and_recurrent_layers() -> None:
     adapter, module = make(Words), twin(Words)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
