@@ -37,7 +37,8 @@ __all__ = ["Exported", "export", "keep_fixed_state"]
 class Exported(NamedTuple):
     """What was exported: where to, of which checkpoint, and what was passed over for it.
 
-    ``left_out`` are entries of the model's state dict that are no tensors.
+    ``left_out`` are entries of the model's state dict that are no tensors; ``url`` is where the
+    checkpoint was fetched from, empty if it was in the run's directory.
     """
 
     path: Path
@@ -45,6 +46,7 @@ class Exported(NamedTuple):
     samples: int
     passed_over: tuple[str, ...]
     left_out: tuple[str, ...]
+    url: str = ""
 
 
 def keep_fixed_state(directory: RunDirectory, adapter: TorchAdapter) -> None:
@@ -84,9 +86,10 @@ def export(
     with tempfile.TemporaryDirectory() as elsewhere:
         store = here = CheckpointStore(directory.path)
         found = _find(directory, here, checkpoint)
+        url = ""
         if found is None:
             store = CheckpointStore(elsewhere)
-            found = _fetch(directory, here, store)
+            found, url = _fetch(directory, here, store)
         state = _state_dict(store, found, fixed)
     target = directory.path / "model.safetensors" if path is None else Path(path)
     samples = min(found.manifest["samples"])
@@ -99,7 +102,7 @@ def export(
     with replace(target) as file:
         write_tensors(file, state, texts)
     reasons = tuple(reason for _, reason in here.skipped)
-    return Exported(target, found.step, samples, reasons, tuple(fixed.left_out))
+    return Exported(target, found.step, samples, reasons, tuple(fixed.left_out), url)
 
 
 def _check(directory: RunDirectory) -> Check:
@@ -122,8 +125,10 @@ def _find(directory: RunDirectory, store: CheckpointStore, step: int | None) -> 
     return found
 
 
-def _fetch(directory: RunDirectory, here: CheckpointStore, store: CheckpointStore) -> Checkpoint:
-    """The newest copy, where none of the run's own directory can be used."""
+def _fetch(
+    directory: RunDirectory, here: CheckpointStore, store: CheckpointStore
+) -> tuple[Checkpoint, str]:
+    """The newest copy and where it is, where none of the run's own directory can be used."""
     reasons = [reason for _, reason in here.skipped]
     config = documents.parse(directory.read_config(), str(directory.config_yaml))
     url = config.get("checkpoint", {}).get("url")
@@ -132,7 +137,7 @@ def _fetch(directory: RunDirectory, here: CheckpointStore, store: CheckpointStor
         fetch_newer(remote, store, _check(directory), lambda _, reason: reasons.append(reason))
         fetched = store.newest_valid()
         if fetched is not None:
-            return fetched
+            return fetched, url
     if reasons:
         raise CheckpointError(f"no checkpoint of {directory} can be used: {'; '.join(reasons)}")
     if directory.record.outcome == "done":

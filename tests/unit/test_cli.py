@@ -352,7 +352,7 @@ def test_train_passes_on_what_it_is_told(
         f"  run directory  {training.result.run_directory}",
     ):
         assert expected in lines
-    assert any(line.startswith("  tardygrad replay ") for line in lines)
+    assert any("tardygrad replay " in line for line in lines)
 
 
 def test_a_run_that_was_stopped_says_how_to_go_on(

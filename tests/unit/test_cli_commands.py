@@ -112,6 +112,38 @@ def test_replay(
     assert (capsys.readouterr().out == "") is report.matches
 
 
+def test_a_replay_tells_how_far_it_is_where_nobody_looks_at_a_terminal(
+    install: Install, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def replay(run: Path, progress: Callable[[int, int], None]) -> ReplayReport:
+        progress(1_500, 6_000)
+        return ReplayReport(True)
+
+    install("replaying", replay=replay)
+    monkeypatch.setattr("tardygrad.cli.replay._TELL_EVERY_S", 0.0)
+    assert main(["replay", "runs/a"]) == 0
+    assert capsys.readouterr().err == "replaying: 1,500 of 6,000 steps (25 %)\n"
+
+
+def test_the_next_command_works_where_no_environment_is_activated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tardygrad.cli.summary import _command
+
+    bin_ = tmp_path / "own" / "bin"
+    bin_.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "executable", str(bin_ / "python"))
+    monkeypatch.setenv("PATH", "")
+    assert _command() == "python -m tardygrad"
+    (bin_ / "tardygrad").touch(mode=0o755)
+    assert _command() == str(Path("own/bin/tardygrad"))
+    monkeypatch.chdir(bin_.parent.parent.parent)
+    assert _command().endswith("own/bin/tardygrad")
+    monkeypatch.setenv("PATH", str(bin_))
+    assert _command() == "tardygrad"
+
+
 def test_report(install: Install, capsys: pytest.CaptureFixture[str]) -> None:
     install("metrics.report", report=lambda run: [run / "curves.png", run / "metrics.mat"])
     assert main(["report", "runs/a"]) == 0

@@ -252,3 +252,18 @@ def test_a_state_dict_that_is_made_of_others_is_refused(tmp_path: Path) -> None:
     tardygrad.train(Folded, data(), out=run, quiet=True, engine="inline", epochs=1)
     with pytest.raises(CheckpointError, match="no entry that is its 'weight'"):
         tardygrad.export(run)
+
+
+def test_a_checkpoint_that_is_only_at_the_url_is_fetched_and_said_to_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = (tmp_path / "copies").as_uri()
+    run = trained(tmp_path / "run", checkpoint={"every_s": 0.05, "url": url}).run_directory
+    assert main(["export", str(run)]) == 0
+    own = load_file(run / "model.safetensors")
+    assert "fetched" not in capsys.readouterr().out
+    shutil.rmtree(run / "checkpoints")
+    assert main(["export", str(run)]) == 0
+    assert f", fetched from {url})" in capsys.readouterr().out
+    fetched = load_file(run / "model.safetensors")
+    assert all(torch.equal(own[name], fetched[name]) for name in own)

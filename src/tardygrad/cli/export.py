@@ -48,5 +48,6 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"tardygrad: passed over: {reason}", file=sys.stderr)
     for name in made.left_out:
         print(f"tardygrad: left out, because it is no tensor: {name}", file=sys.stderr)
-    print(f"{made.path} (checkpoint {made.step}, {made.samples:,} samples)")
+    place = f", fetched from {made.url}" if made.url else ""
+    print(f"{made.path} (checkpoint {made.step}, {made.samples:,} samples{place})")
     return 0

@@ -8,6 +8,8 @@ parameters. Exit status 1 if it does not.
 from __future__ import annotations
 
 import argparse
+import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from tardygrad.replaying import ReplayReport
 
 SUMMARY = "repeat a run from its trace, bit for bit"
+
+_TELL_EVERY_S = 5.0
 
 EXAMPLES = (
     (
@@ -55,13 +59,29 @@ def _replay(directory: Path, quiet: bool) -> ReplayReport:
 
     if quiet:
         return replay(directory)
+    if not sys.stderr.isatty():
+        return replay(directory, progress=_Lines())
     from rich.console import Console
     from rich.progress import Progress
 
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("replaying", total=None)
         return replay(
             directory,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
+
+
+class _Lines:
+    """A line now and then, where nobody looks at a terminal."""
+
+    def __init__(self) -> None:
+        self._told = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self._told < _TELL_EVERY_S:
+            return
+        self._told = now
+        percent = 100 * done // max(total, 1)
+        print(f"replaying: {done:,} of {total:,} steps ({percent} %)", file=sys.stderr, flush=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,13 +28,25 @@ def summarize(result: Result) -> list[str]:
         lines.append(f"  {'curves':<15}{result.curves}")
     lines.append(f"  {'run directory':<15}{run}")
     lines.append("next:")
+    command = _command()
     if result.outcome != "done":
-        lines.append(f"  tardygrad train --resume {run}   goes on from the last checkpoint")
+        lines.append(f"  {command} train --resume {run}   goes on from the last checkpoint")
     else:
-        lines.append(f"  tardygrad ledger {run}   proves that every sample counted once")
+        lines.append(f"  {command} ledger {run}   proves that every sample counted once")
         if exact and _is_repeatable(run):
-            lines.append(f"  tardygrad replay {run}   repeats the run, bit for bit")
+            lines.append(f"  {command} replay {run}   repeats the run, bit for bit")
     return lines
+
+
+def _command() -> str:
+    """What starts this program from here: its environment may not be activated."""
+    if shutil.which("tardygrad"):
+        return "tardygrad"
+    installed = Path(sys.executable).parent / "tardygrad"
+    if not installed.exists():
+        return "python -m tardygrad"
+    here = Path.cwd()
+    return str(installed.relative_to(here) if installed.is_relative_to(here) else installed)
 
 
 def _kind(result: Result) -> str:
