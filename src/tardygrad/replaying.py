@@ -3,7 +3,8 @@
 Theory of operation. A trace says in which order its shard applied the updates, and of each update
 which batches it was made of and which version of *every* shard its worker had read. The order in
 time of anything else is irrelevant: an update is a function of the parameters read, the batches,
-and (where a method keeps a replica, or a model buffers) the session's earlier steps. So a run is a
+and (where a method keeps a replica, or a model buffers) the session's earlier steps, or those of
+workers whose replicas were averaged with it. So a run is a
 graph (``protocol.history``), and this module computes what the final parameters need of it, with
 the same worker and shard hosts as the engines, in one process.
 
@@ -27,6 +28,7 @@ from tardygrad.engines import sums
 from tardygrad.engines.base import Job, Tensors
 from tardygrad.engines.gloo import Rehearsal
 from tardygrad.engines.packing import Packer
+from tardygrad.engines.peers import halve, take_up
 from tardygrad.engines.shard_host import ShardHost, digest
 from tardygrad.engines.worker_host import WorkerHost
 from tardygrad.errors import LedgerError, RunDirectoryError
@@ -36,10 +38,11 @@ from tardygrad.protocol.effects import Apply, Commit, Compute, Gather, Include
 from tardygrad.protocol.events import Lease
 from tardygrad.protocol.history import History, State, Step, impossible, push_of
 from tardygrad.protocol.history import Life as ShardLife
+from tardygrad.protocol.meetings import Met
 from tardygrad.protocol.residuals import Chains, Life, Residual, Returned
 from tardygrad.protocol.trace import Record
 from tardygrad.storage.run_directory import RunDirectory
-from tardygrad.storage.traces import cuts, read_residuals, read_traces
+from tardygrad.storage.traces import cuts, read_meetings, read_residuals, read_traces
 
 __all__ = ["ReplayReport", "check_repeatable", "replay", "replay_traces"]
 
@@ -92,13 +95,14 @@ def replay(
     expected = _recorded_digest(directory)
     check_repeatable(directory)
     traces, residuals = read_traces(directory.trace), read_residuals(directory.trace)
+    meetings = read_meetings(directory.trace)
     threads = torch.get_num_threads()
     try:
         with torch.random.fork_rng(devices=[]):
             job = job_of_run(directory.path, None if data is None else {"data": (data, test_data)})
             torch.set_num_threads(job.config.threads)
             began = time.perf_counter()
-            execution = _Execution(job, traces, residuals, progress)
+            execution = _Execution(job, traces, residuals, progress, meetings)
             found = digest([execution.run()])
             return ReplayReport(expected, found, execution.done, time.perf_counter() - began)
     finally:
@@ -110,6 +114,7 @@ def replay_traces(
     traces: Sequence[Sequence[Record]],
     residuals: Sequence[Residual] = (),
     progress: Progress | None = None,
+    meetings: Sequence[Met] = (),
 ) -> torch.Tensor:
     """The final parameters and averaged buffers of a run, float32 ``[layout.size]``.
 
@@ -118,12 +123,13 @@ def replay_traces(
         traces: For each shard its records, oldest first.
         residuals: What workers wrote down of their residuals, oldest first.
         progress: Called now and then.
+        meetings: What workers wrote down of their meetings, oldest first.
 
     Raises:
         LedgerError: The traces are impossible: something was read that never was, say.
         ReplayMismatch: The traces lack a step that the parameters depend on.
     """
-    return _Execution(job, traces, residuals, progress).run()
+    return _Execution(job, traces, residuals, progress, meetings).run()
 
 
 def _recorded_digest(directory: RunDirectory) -> str:
@@ -297,6 +303,7 @@ class _Execution:
         traces: Sequence[Sequence[Record]],
         residuals: Sequence[Residual],
         progress: Progress | None,
+        meetings: Sequence[Met] = (),
     ) -> None:
         if len(traces) != len(job.ranges):
             raise LedgerError(
@@ -309,11 +316,15 @@ class _Execution:
         self._reported = 0.0
         stateful = job.method.keeps_replica or job.layout.buffers_size > 0
         self._chains = Chains(residuals) if job.method.codec.remembers else None
-        self._history = History(traces, stateful=stateful, chains=self._chains)
+        met = meetings if job.method.uses_peers else None
+        self._history = History(traces, stateful=stateful, chains=self._chains, meetings=met)
+        self._meets = job.method.uses_peers
         self._total = self._history.needed
         self._memory = _Memory(self._history)
         self._computed: set[Step] = set()
         self._updates: dict[Step, torch.Tensor] = {}
+        self._offers: dict[Step, torch.Tensor] = {}
+        self._differences: dict[Step, torch.Tensor] = {}
         self._hosts: dict[Life, WorkerHost] = {}
         self._returned: dict[Life, deque[Returned]] = {}
         self._idle: list[WorkerHost] = []
@@ -353,17 +364,28 @@ class _Execution:
                 del self._updates[step]
 
     def _compute(self, step: Step) -> bool:
-        """Compute a step and what of its session must go before; False if a read is to come."""
-        chain: list[Step] = []
-        todo: Step | None = step
-        while todo is not None and todo not in self._computed:
-            chain.append(todo)
-            todo = todo.previous
-        for one in reversed(chain):
-            if not all(map(self._memory.has, one.reads)):
+        """Compute a step and all that must go before; False if a read is to come."""
+        todo = [step]
+        while todo:
+            one = todo[-1]
+            missing = [s for s in one.before if s not in self._computed]
+            if one in self._computed:
+                todo.pop()
+            elif missing:
+                todo += missing
+                self._look_for_circles(todo)
+            elif not all(map(self._memory.has, one.reads)):
                 return False
-            self._execute(one)
+            else:
+                self._execute(todo.pop())
         return True
+
+    def _look_for_circles(self, todo: list[Step]) -> None:
+        if len(todo) > 3 * self._total:
+            raise LedgerError(
+                "the meetings are impossible: a step depends on itself; restore the folder trace "
+                "from a copy of the run directory"
+            )
 
     def _execute(self, step: Step) -> None:
         host = self._hosts.get(step.chain)
@@ -372,11 +394,10 @@ class _Execution:
             host.packer = self._new_packer(step.chain)
         before = step.previous
         fresh = before is None or before.record.session != step.record.session
-        target = host.pull_target(fresh=fresh)
-        parts = [self._memory.read(state) for state in step.reads]
-        for key_range, (parameters, _) in zip(self._job.ranges, parts, strict=True):
-            target[key_range.slice] = parameters
-        host.pulled(fresh=fresh, buffers=parts[0][1])
+        buffers = self._pull(host, step, fresh=fresh) if step.reads else None
+        host.pulled(fresh=fresh, buffers=buffers)
+        if self._meets:
+            self._meet(step, host.replica)
         # Zeros, because a model that computes nothing writes nothing.
         update = torch.zeros(self._job.layout.size)
         host.compute(_compute_effect(step.record), update)
@@ -391,6 +412,29 @@ class _Execution:
             self._idle.append(self._hosts.pop(step.chain))
         self.done += 1
         self._report()
+
+    def _pull(self, host: WorkerHost, step: Step, *, fresh: bool) -> torch.Tensor | None:
+        """Put what was read where the host wants it; returns the averaged buffers."""
+        target = host.pull_target(fresh=fresh)
+        parts = [self._memory.read(state) for state in step.reads]
+        for key_range, (parameters, _) in zip(self._job.ranges, parts, strict=True):
+            target[key_range.slice] = parameters
+        return parts[0][1]
+
+    def _meet(self, step: Step, replica: torch.Tensor) -> None:
+        """What the worker did before the step (``engines.peers``)."""
+        if step.back is not None:
+            step.back.gainers -= 1
+            take_up(replica, _kept(self._differences, step.back, step.back.gainers))
+        if step.took is not None:
+            step.took.takers -= 1
+            offered = _kept(self._offers, step.took, step.took.takers)
+            difference = torch.empty_like(replica)
+            halve(replica, offered, difference)
+            if step.gainers:
+                self._differences[step] = difference
+        if step.takers:
+            self._offers[step] = replica.clone()
 
     def _new_host(self) -> WorkerHost:
         job = self._job
@@ -422,6 +466,11 @@ class _Execution:
         if last or now - self._reported >= _REPORT_EVERY_S:
             self._reported = now
             self._progress(self.done, self._total)
+
+
+def _kept(kept: dict[Step, torch.Tensor], step: Step, left: int) -> torch.Tensor:
+    """What is kept of a step; no longer once nobody is ``left`` who needs it."""
+    return kept[step] if left else kept.pop(step)
 
 
 def _compute_effect(record: Record) -> Compute:

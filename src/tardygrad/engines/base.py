@@ -240,6 +240,7 @@ class Job:
                 uses_clocks=self.method.workers_wait,
                 balance=self.method.balance,
                 uses_groups=self.method.uses_groups,
+                uses_peers=self.method.uses_peers,
                 open_epochs=self.method.admission.open_epochs,
                 generation=self.generation,
                 first_step=self.first_step,
@@ -259,6 +260,7 @@ class Job:
             rule=self.method.kind,
             round_of=f"{self.method.name}, {self.method.admission.name}",
             weigh=self.weight_of if self._weighs else None,
+            uses_peers=self.method.uses_peers,
             resend_s=self.resend_s,
         )
         return Server(

@@ -18,10 +18,10 @@ import torch
 
 from tardygrad.config import Duration
 from tardygrad.engines.base import Job, Observer, RunEnd, Snapshot, SnapshotStore
+from tardygrad.engines.entries import EntryLog
 from tardygrad.engines.inline_disk import Disks
 from tardygrad.engines.inline_members import Members
 from tardygrad.engines.inline_world import Member, WatchedTrace, Watcher
-from tardygrad.engines.packing import ResidualLog
 from tardygrad.engines.shard_host import ShardHost, TraceFile, TraceSink, digest
 from tardygrad.engines.statistics import RunStatistics, ServerCounters, WorkerCounters
 from tardygrad.engines.worker_host import WorkerHost
@@ -29,7 +29,9 @@ from tardygrad.errors import InvariantViolation
 from tardygrad.protocol import effects as ef
 from tardygrad.protocol import events as ev
 from tardygrad.protocol.invariants import Auditor
+from tardygrad.protocol.meetings import Met
 from tardygrad.protocol.residuals import Residual
+from tardygrad.storage.traces import MEETINGS, RESIDUALS
 
 _WAIT_LIMIT_S = 1e7
 _INSTANT = Duration(mean_s=0.0)
@@ -99,9 +101,12 @@ class _Simulation(Members):
         self.statistics.begin(job.generation << 10, job.consumed_before, observer.now())
         self.disks = Disks(self, store, observer, engine.disk, job.config.seed)
         self.finished: ef.Finished | None = None
-        self.residuals: ResidualLog | None = None
+        self.residuals: EntryLog | None = None
+        self.meetings: EntryLog | None = None
         if job.trace_directory is not None and job.method.codec.remembers:
-            self.residuals = ResidualLog(job.trace_directory)
+            self.residuals = EntryLog(job.trace_directory / RESIDUALS)
+        if job.trace_directory is not None and job.method.uses_peers:
+            self.meetings = EntryLog(job.trace_directory / MEETINGS)
         self.next_progress = 0.5
         self.effects |= {
             ef.SaveSnapshot: self._save_snapshot,
@@ -188,6 +193,12 @@ class _Simulation(Members):
             self.residuals.write(entry)
         if self.watcher is not None:
             self.watcher.residual(entry)
+
+    def met(self, entry: Met) -> None:
+        if self.meetings is not None:
+            self.meetings.write(entry)
+        if self.watcher is not None:
+            self.watcher.met(entry)
 
     def _spawn_server(self, effect: ef.SpawnServer, source: ev.Address) -> None:
         snapshot: Snapshot | None = None

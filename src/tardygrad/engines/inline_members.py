@@ -11,6 +11,7 @@ far.
 from __future__ import annotations
 
 import functools
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 
 from tardygrad.consistency import NO_NEED
 from tardygrad.engines.base import Job, SnapshotStore
+from tardygrad.engines.inline_board import SimulatedBoard
 from tardygrad.engines.inline_disk import Disks
 from tardygrad.engines.inline_groups import Collectives
 from tardygrad.engines.inline_world import Computing, Member, Served, Stored, Watcher, World
@@ -28,6 +30,7 @@ from tardygrad.models.null import NullAdapter
 from tardygrad.protocol import effects as ef
 from tardygrad.protocol import events as ev
 from tardygrad.protocol import trace
+from tardygrad.protocol.meetings import Met
 from tardygrad.protocol.trace import Record
 
 
@@ -56,6 +59,9 @@ class Members(World):
         self.stop_at = job.method.staleness.stop_at
         self.steps_per_batch = job.method.steps_per_batch
         self.groups = Collectives(self, job.layout.parameters_size, job.config.seed)
+        self.board: SimulatedBoard | None = None
+        if job.method.uses_peers:
+            self.board = SimulatedBoard(self, job.layout.parameters_size, self.met)
         self.effects: dict[type, Callable[[Any, ev.Address], None]] = {
             ef.Send: self._send,
             ef.Pull: self._pull,
@@ -75,6 +81,10 @@ class Members(World):
             ef.SendParameters: self._send_parameters,
             ef.PublishClock: self._nothing,
         }
+
+    @abstractmethod
+    def met(self, entry: Met) -> None:
+        """Two workers may have averaged their replicas; one of them is about to compute."""
 
     def _handle(self, address: ev.Address, member: Member, event: Any) -> None:
         self.events += 1
@@ -183,9 +193,13 @@ class Members(World):
         self.settle(member)
         member.pull = None
         parts = [member.parts[s] for s in range(self.shards)]
-        if member.host is not None:
-            self._take_parameters(member.host, pull.fresh, [p for _, p in parts])
-        member.counters.pulled_bytes += self.whole_pull_bytes
+        if self.board is not None and not pull.fresh:
+            if member.host is not None:
+                member.host.pulled(fresh=False, buffers=None)
+        else:
+            if member.host is not None:
+                self._take_parameters(member.host, pull.fresh, [p for _, p in parts])
+            member.counters.pulled_bytes += self.whole_pull_bytes
         member.reads = tuple(part.read for part, _ in parts)
         return ev.Pulled(pull.seq, member.reads, min(part.clock for part, _ in parts))
 
@@ -210,17 +224,22 @@ class Members(World):
         samples = self.samples_in(effect.lease.fragment, effect.first, effect.stop)
         loss = 0.0
         update: torch.Tensor | None = None
+        before_s = 0.0
+        if self.board is not None:
+            before_s = self.board.meet(effect, source, member, self.job.config.seed)
+            member.counters.communicating_s += before_s
         if member.host is not None:
             update = torch.empty(self.job.layout.size)
             loss = member.host.compute(effect, update).loss
             member.host.adapter.release()
         member.slots[effect.seq] = update
-        member.since = self.now + seconds
+        begins = self.now + before_s
+        member.since = begins + seconds
         member.computing = computing = Computing(
-            effect.seq, member.reads, self.now, seconds, effect.lease.epoch, samples, batches, loss
+            effect.seq, member.reads, begins, seconds, effect.lease.epoch, samples, batches, loss
         )
         done = ev.Computed(effect.seq, samples)
-        self.later(seconds, source, done, member.incarnation)
+        self.later(before_s + seconds, source, done, member.incarnation)
         if self.stop_at is not None:
             self._begun_late(worker, computing, self.stop_at)
 
@@ -374,7 +393,8 @@ class Members(World):
     def _send_parameters(self, effect: ef.SendParameters, source: ev.Address) -> None:
         payload = None
         shard = source[1]
-        if self.real:
+        whole = self.board is None or self._begins_session(effect)
+        if self.real and whole:
             payload = self.parameters[self.job.ranges[shard].slice].clone()
             if shard == 0 and self.job.layout.buffers_size:
                 payload = torch.cat([payload, self.parameters[self.job.layout.parameters_size :]])
@@ -382,7 +402,12 @@ class Members(World):
         if self.pulls_wait:
             self._let_go(shard, effect)
         to = ("worker", effect.worker)
-        self.carry(source, to, message, payload, self.pull_bytes[shard])
+        self.carry(source, to, message, payload, self.pull_bytes[shard] if whole else 0)
+
+    def _begins_session(self, effect: ef.SendParameters) -> bool:
+        member = self.workers[effect.worker]
+        pull = None if member is None else member.pull
+        return pull is not None and pull.seq == effect.seq and pull.fresh
 
     def _nothing(self, effect: ef.Effect, source: ev.Address) -> None:
         """Pulls pass through the server's machine here, so its clock need not be published."""

@@ -25,6 +25,7 @@ from tardygrad.engines.shard_host import TraceSink
 from tardygrad.protocol import effects as ef
 from tardygrad.protocol import events as ev
 from tardygrad.protocol.invariants import Auditor
+from tardygrad.protocol.meetings import Met
 from tardygrad.protocol.residuals import Residual
 from tardygrad.protocol.trace import Record
 
@@ -63,6 +64,10 @@ class Watcher(Protocol):
 
     def residual(self, entry: Residual) -> None:
         """Something happened to a worker's residual."""
+        ...
+
+    def met(self, entry: Met) -> None:
+        """A worker may have averaged its replica with another's, and is about to compute."""
         ...
 
     def handled(
@@ -111,7 +116,7 @@ class Computing(NamedTuple):
 
     def spent_s(self, now: float) -> float:
         """Seconds of it up to ``now``."""
-        return min(now - self.began, self.seconds)
+        return min(max(now - self.began, 0.0), self.seconds)
 
 
 class Member:

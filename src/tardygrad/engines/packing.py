@@ -19,18 +19,14 @@ Memory: the residual, and for each push in flight what would go back, each as la
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
 from tardygrad.codecs.pushes import PushFormat
-from tardygrad.errors import StorageError
 from tardygrad.protocol.residuals import Inherited, Residual, Returned
-from tardygrad.storage.traces import RESIDUALS, residual_line
 
-__all__ = ["Packer", "ResidualLog"]
+__all__ = ["Packer"]
 
 _RESIDUAL = "residual"
 
@@ -132,36 +128,3 @@ class Packer:
             own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
             if same_codec and own:
                 coder.load_state(own)
-
-
-class ResidualLog:
-    """Appends to the run's file of residuals, one system call an entry; workers share the file."""
-
-    def __init__(self, directory: Path) -> None:
-        self._path = directory / RESIDUALS
-        try:
-            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
-            self._file = os.open(self._path, flags, 0o644)
-            # Whatever a power cut left of a line ends here.
-            os.write(self._file, b"\n")
-        except OSError as error:
-            raise self._failure(error) from error
-
-    def _failure(self, error: OSError) -> StorageError:
-        return StorageError(
-            f"cannot write {self._path}: {error.strerror}; without it the run could not be "
-            "replayed, so it stops (free some space, then resume it)"
-        )
-
-    def write(self, entry: Residual) -> None:
-        """Append an entry; it survives this process once the call returns.
-
-        Raises:
-            StorageError: the disk is full or the file cannot be written.
-        """
-        data = residual_line(entry)
-        try:
-            if os.write(self._file, data) != len(data):
-                raise OSError(28, "No space left on device")
-        except OSError as error:
-            raise self._failure(error) from error

@@ -32,6 +32,7 @@ from tardygrad.engines.bells import Ringer
 from tardygrad.engines.child import EVALUATION, FAILURE, IDLE, MESSAGE, REPORT, write_job
 from tardygrad.engines.epochs import Epochs
 from tardygrad.engines.shard_host import digest
+from tardygrad.engines.shared_board import make_board
 from tardygrad.engines.shared_memory import Arena, arena_of
 from tardygrad.engines.statistics import RunStatistics
 from tardygrad.engines.stores import DirectoryStore
@@ -67,6 +68,8 @@ class ProcessesEngine:
                 directory, job.layout, job.ranges, job.config.workers, job.method.in_flight,
                 push_bytes=job.push_format.nbytes, create=True,
             )  # fmt: skip
+            if job.method.uses_peers:
+                make_board(directory, job.layout.parameters_size, job.config.workers)
             write_job(job, directory)
             for decision, reason in runtime_directory.decisions(directory):
                 observer.decided(decision, reason)

@@ -67,6 +67,12 @@ class WorkerCounters:
             self.pushed_bytes += form.sent[shard]
             self.unencoded_bytes += form.unencoded[shard]
 
+    def met(self, size: int) -> None:
+        """Count a meeting with another worker: what it offered came, half the difference went."""
+        self.pulled_bytes += size
+        self.pushed_bytes += size
+        self.unencoded_bytes += size
+
     def report(self) -> dict[str, Any]:
         """Plain data; called from the thread that sends signs of life."""
         counts = {name: value for name, value in vars(self).items() if name[0] != "_"}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,7 @@ from tardygrad.data.fragments import FragmentPlan, Permutations
 from tardygrad.data.sources import ArraySource, Source
 from tardygrad.engines.packing import Packer
 from tardygrad.layout import KeyRange
-from tardygrad.methods.base import Method, Outcome, ServerRule, Step, WorkerRule
+from tardygrad.methods.base import Method, Outcome, PeerRule, ServerRule, Step, WorkerRule
 from tardygrad.models.base import ModelAdapter
 from tardygrad.protocol.effects import Compute
 
@@ -69,6 +70,11 @@ class WorkerHost:
         self.rule.pulled(fresh=fresh)
         if fresh and buffers is not None and self._buffers_size:
             self.adapter.load_buffers(buffers)
+
+    @property
+    def replica(self) -> torch.Tensor:
+        """The parameters of a worker that averages them with others (``Method.uses_peers``)."""
+        return cast(PeerRule, self.rule).replica
 
     def follow(self, mean: torch.Tensor, ranges: Sequence[KeyRange]) -> None:
         """Take the step that the servers of ``ranges`` take with ``mean``, float32 ``[>= P]``."""

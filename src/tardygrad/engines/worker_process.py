@@ -20,8 +20,10 @@ import zmq
 from tardygrad.engines.base import Job
 from tardygrad.engines.bells import Bell, Ringer
 from tardygrad.engines.child import REPORT, Link, live, open_source
+from tardygrad.engines.entries import EntryLog
 from tardygrad.engines.gloo import CONNECTING_S, Ring
-from tardygrad.engines.packing import ResidualLog
+from tardygrad.engines.peers import Peer
+from tardygrad.engines.shared_board import SharedBoard
 from tardygrad.engines.shared_memory import Arena, arena_of
 from tardygrad.engines.statistics import WorkerCounters
 from tardygrad.engines.stores import DirectoryStore
@@ -29,6 +31,7 @@ from tardygrad.engines.worker_host import WorkerHost, batch_seed
 from tardygrad.protocol import effects as ef
 from tardygrad.protocol import events as ev
 from tardygrad.protocol.residuals import Residual
+from tardygrad.storage.traces import MEETINGS, RESIDUALS
 
 _IDLE_MS = 10
 _LISTEN_EVERY_S = 0.01
@@ -64,7 +67,18 @@ def _store(job: Job) -> DirectoryStore:
 
 def _residual_log(job: Job) -> Callable[[Residual], None]:
     assert job.trace_directory is not None
-    return ResidualLog(job.trace_directory).write if job.method.codec.remembers else _nothing
+    if not job.method.codec.remembers:
+        return _nothing
+    return EntryLog(job.trace_directory / RESIDUALS).write
+
+
+def _peer(job: Job, directory: Path, worker: int) -> Peer | None:
+    if not job.method.uses_peers:
+        return None
+    assert job.trace_directory is not None
+    board = SharedBoard(directory, job.layout.parameters_size, job.config.workers)
+    log = EntryLog(job.trace_directory / MEETINGS).write
+    return Peer(board, worker, job.config.workers, job.config.seed, log)
 
 
 def _nothing(entry: Residual) -> None:
@@ -124,6 +138,7 @@ class _WorkerProcess:
         self.used: dict[int, int] = {}
         self.free = list(range(len(self.slots)))
         self.directory = directory
+        self.peer = _peer(job, directory, worker)
         self.ring: Ring | None = None
         self.joining = False
         self.pull: ef.Pull | None = None
@@ -264,12 +279,16 @@ class _WorkerProcess:
         # Read before the parameters: a clock that is too old only makes the worker more patient.
         clock = min(map(self.arena.clock, self.shards)) if pull.needs else 0
         reads: list[ev.Read] = []
+        if self.peer is not None and not pull.fresh:
+            self.host.pulled(fresh=False, buffers=None)
+            self._pulled(pull, tuple(map(self.arena.version, self.shards)), clock, began, 0)
+            return
         if self.borrows:
             pinned = self.arena.pin(0, self.worker)
             if pinned is None:
                 return
             self._borrow(pinned[0], fresh=pull.fresh)
-            self._pulled(pull, (pinned[1],), clock, began)
+            self._pulled(pull, (pinned[1],), clock, began, self.bytes)
             return
         for shard, parts in enumerate(self._parts(fresh=pull.fresh)):
             read = self.arena.read(shard, parts, self.worker, _READ_PATIENCE_S)
@@ -277,13 +296,15 @@ class _WorkerProcess:
                 return
             reads.append(read)
         self.host.pulled(fresh=pull.fresh, buffers=self.buffers)
-        self._pulled(pull, tuple(reads), clock, began)
+        self._pulled(pull, tuple(reads), clock, began, self.bytes)
 
-    def _pulled(self, pull: ef.Pull, reads: tuple[ev.Read, ...], clock: int, began: float) -> None:
+    def _pulled(
+        self, pull: ef.Pull, reads: tuple[ev.Read, ...], clock: int, began: float, size: int
+    ) -> None:
         self.pull, self.pulled_seq = None, pull.seq
         self.reads = reads
         self.counters.communicating_s += time.monotonic() - began
-        self.counters.pulled_bytes += self.bytes
+        self.counters.pulled_bytes += size
         self.events.append(ev.Pulled(pull.seq, reads, clock))
 
     def _borrow(self, copy: int, *, fresh: bool) -> None:
@@ -310,6 +331,8 @@ class _WorkerProcess:
         slot.seq, slot.waiting, slot.packed = effect.seq, [], False
         for other in self.slots:
             other.published_at = 0.0
+        if self.peer is not None:
+            self._meet(self.peer, effect)
         began = time.monotonic()
         stops = None if self.stop_at is None else lambda: bool(self._too_stale())
         outcome = self.host.compute(effect, slot.update, stops)
@@ -322,6 +345,12 @@ class _WorkerProcess:
         reason = self._too_stale() or ("" if done == effect.stop else "a shard was too far ahead")
         ended = ev.Overtaken(effect.seq, reason) if reason else ev.Computed(effect.seq, samples)
         self.events.append(ended)
+
+    def _meet(self, peer: Peer, effect: ef.Compute) -> None:
+        began = time.monotonic()
+        if peer.meet(effect, self.reads, self.host.replica) is not None:
+            self.counters.met(4 * self.job.layout.parameters_size)
+        self.counters.communicating_s += time.monotonic() - began
 
     def _too_stale(self) -> str:
         """Why a shard would refuse what is computed from the newest reads; empty if none would."""

@@ -81,6 +81,15 @@ class WorkerRule(Protocol):
         ...
 
 
+class PeerRule(WorkerRule, Protocol):
+    """What a worker does whose replica is averaged with those of others (``uses_peers``)."""
+
+    @property
+    def replica(self) -> torch.Tensor:
+        """Its parameters, float32 ``[parameters_size]``; others change them between exchanges."""
+        ...
+
+
 class ServerRule(Protocol):
     """How one shard takes in an update. Not thread-safe: one writer."""
 
@@ -171,6 +180,9 @@ class Method(Document):
     """What an update is, which decides how it can be balanced."""
     uses_groups: ClassVar[bool] = False
     """Whether the workers average their updates among themselves before they push."""
+    uses_peers: ClassVar[bool] = False
+    """Whether workers average their replicas in pairs; then a shard, whose update from each of n
+    workers counts 1 / n, holds the replicas' mean, and is read only where a session begins."""
 
     @property
     def follows(self) -> bool:

@@ -42,6 +42,11 @@ class ClockTable:
         """The members, each as ``(worker, session)``."""
         return [(worker, session) for worker, (session, _) in self._clocks.items()]
 
+    @property
+    def count(self) -> int:
+        """How many members there are; 1 if nobody is known to be one."""
+        return max(len(self._clocks), 1)
+
     def is_member(self, worker: int, session: int) -> bool:
         """Whether this session of the worker's is a member."""
         known = self._clocks.get(worker)

@@ -7,7 +7,9 @@ has gathered. A state depends on the one before it and on the step that was appl
 life's first state on the snapshot that it began with; a step on the versions that its worker had
 read, of every shard, and, where workers keep a state of their own, on the step before it in its
 *chain*: of its session, or, where a codec remembers something, of its worker's process and those
-that this one took over from.
+that this one took over from. Where workers average their replicas (``meetings``), a step depends
+on those of other workers with whose replicas it was averaged, and reads versions only where its
+session begins.
 
 Going backwards from the last state of each shard, everything that was reached is *needed*, and
 it is counted how often. Updates that were refused, or rolled back and read by nobody who counts,
@@ -23,6 +25,7 @@ from typing import NoReturn, TypeAlias
 from tardygrad.errors import LedgerError, ReplayMismatch
 from tardygrad.protocol import trace
 from tardygrad.protocol.events import Push
+from tardygrad.protocol.meetings import Met
 from tardygrad.protocol.residuals import Chains, life_of
 from tardygrad.protocol.residuals import Life as Chain
 from tardygrad.protocol.trace import Record
@@ -113,9 +116,24 @@ class Step:
         previous: the chain's step before it, where workers keep a state.
         reads: for each shard the state that the worker had read; only of a needed step.
         uses: how many shards must apply it.
+        took: whose offer the worker took before it.
+        back: who had taken the worker's own offer.
+        takers: how many needed steps take what the worker offered before this one.
+        gainers: how many needed steps take up the difference that it left when it took.
     """
 
-    __slots__ = ("chain", "needed", "previous", "reads", "record", "uses")
+    __slots__ = (
+        "back",
+        "chain",
+        "gainers",
+        "needed",
+        "previous",
+        "reads",
+        "record",
+        "takers",
+        "took",
+        "uses",
+    )
 
     def __init__(self, record: Record, chain: Chain) -> None:
         self.record = record
@@ -124,6 +142,15 @@ class Step:
         self.reads: tuple[State, ...] = ()
         self.needed = False
         self.uses = 0
+        self.took: Step | None = None
+        self.back: Step | None = None
+        self.takers = 0
+        self.gainers = 0
+
+    @property
+    def before(self) -> list[Step]:
+        """The steps that must be computed before this one."""
+        return [s for s in (self.previous, self.back, self.took) if s is not None]
 
 
 class History:
@@ -134,6 +161,8 @@ class History:
         stateful: whether a step depends on the earlier ones of its session.
         chains: where a codec remembers something, which processes went on with whose residual; a
             step then depends on all earlier ones of its chain.
+        meetings: where workers average their replicas, what each did before each of its steps;
+            else None.
 
     Attributes:
         lives: for each shard its lives, oldest first.
@@ -147,8 +176,9 @@ class History:
     """
 
     def __init__(
-        self, traces: Sequence[Sequence[Record]], *, stateful: bool, chains: Chains | None = None
-    ) -> None:
+        self, traces: Sequence[Sequence[Record]], *, stateful: bool, chains: Chains | None = None,
+        meetings: Sequence[Met] | None = None,
+    ) -> None:  # fmt: skip
         self.lives = [_lives_of(shard, records) for shard, records in enumerate(traces)]
         self.readers: Counter[State] = Counter()
         self.heirs: Counter[State] = Counter()
@@ -156,8 +186,11 @@ class History:
         self._stateful, self._chains = stateful, chains
         self._incarnations = [{life.incarnation: life for life in row} for row in self.lives]
         self._steps: dict[tuple[int, int], Step] = {}
+        self._meets = meetings is not None
+        self._met: set[tuple[int, int]] = set()
         for shard, records in enumerate(traces):
             self._collect(shard, records)
+        self._collect_meetings(meetings or ())
         if stateful or chains is not None:
             self._link()
         self._mark()
@@ -186,6 +219,33 @@ class History:
                 self._steps[key] = Step(record, self._chain(record))
             elif push_of(step.record) != push_of(record):
                 impossible(shard, record, f"elsewhere that step is {_describe(step.record)}")
+
+    def _collect_meetings(self, meetings: Sequence[Met]) -> None:
+        # Also those that no shard has heard of: others may have met who computed them.
+        by_worker: dict[tuple[int, int], Step] = {}
+        for met in meetings:
+            key = (met.session, met.seq)
+            if key not in self._steps:
+                record = Record(trace.REFUSED, 0, 0, *met[:8], reads=met.reads)
+                self._steps[key] = Step(record, self._chain(record))
+            by_worker[(met.worker, met.seq)] = self._steps[key]
+            self._met.add(key)
+        for met in meetings:
+            step = by_worker[(met.worker, met.seq)]
+            own = step.record
+            if (own.worker, own.epoch, own.fragment, own.first, own.stop) != (met[0], *met[4:8]):
+                raise LedgerError(
+                    f"the meetings are impossible: {met} is about {_describe(own)}; restore the "
+                    "folder trace from a copy of the run directory"
+                )
+            if met.took is not None:
+                step.took = by_worker.get((met.took.worker, met.took.seq))
+            if met.back is not None:
+                step.back = by_worker.get((met.back.worker, met.back.at))
+            if (step.took is None, step.back is None) != (met.took is None, met.back is None):
+                raise ReplayMismatch(
+                    f"the run cannot be repeated: of a worker that was met there is no entry: {met}"
+                )
 
     def _link(self) -> None:
         last: dict[Chain, Step] = {}
@@ -227,10 +287,13 @@ class History:
             return
         step.needed = True
         self.left[step.chain] += 1
-        step.reads = tuple(self._read(shard, step.record) for shard in range(len(self.lives)))
+        if not self._meets or step.previous is None:
+            step.reads = tuple(self._read(shard, step.record) for shard in range(len(self.lives)))
         for state in step.reads:
             self.readers[state] += 1
             yield state
+        if self._meets:
+            yield from self._need_meeting(step)
         if step.previous is not None:
             before, own = step.previous.record, step.record
             # Between two sessions a worker may have pulled, or computed, what it never published.
@@ -240,6 +303,19 @@ class History:
                     f"record, and its worker kept a state of its own: {_describe(step.record)}"
                 )
             yield step.previous
+
+    def _need_meeting(self, step: Step) -> Iterator[Step]:
+        if (step.record.session, step.record.seq) not in self._met:
+            raise ReplayMismatch(
+                "the run cannot be repeated: whom its worker met before this step is not on "
+                f"record: {_describe(step.record)}"
+            )
+        if step.took is not None:
+            step.took.takers += 1
+            yield step.took
+        if step.back is not None:
+            step.back.gainers += 1
+            yield step.back
 
     def _read(self, shard: int, record: Record) -> State:
         incarnation, version = record.reads[shard]

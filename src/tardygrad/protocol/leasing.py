@@ -4,8 +4,9 @@ Theory of operation. Workers that ask stand in one of two queues: the *idle* hav
 *provident* still hold a lease and ask for the next one early. A lease that ends before its fragment
 is done goes through *fencing* (see ``WorkBook``), and its worker gets a new session: what it still
 has on its way is refused, and it starts afresh with its next lease. Where the consistency rule uses
-clocks, a lease that makes a worker a member is told only when all servers know (see ``Roster``),
-and, where workers average among themselves, when its group is there (see ``Groups``).
+clocks, or servers count replicas, a lease that makes a worker a member is told only when all
+servers know (see ``Roster``), and, where workers average among themselves, when its group is there
+(see ``Groups``).
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ class LeaseDesk:
         workers: the scheduler's entries.
         outbox: where commands to servers are kept until they are answered.
         generation: how often the run was resumed; all numbers begin above the predecessors'.
-        uses_clocks: whether workers may have to wait for each other.
+        tells_members: whether servers must know who is a member.
+        excuses: whether who has nothing to do is no member: others may wait for members.
         open_epochs: so many epochs may be worked on at a time.
         balance: what of a worker's exchanges follows its speed.
         group_patience_s: for so long a group's first members wait for the others; None where
@@ -43,7 +45,8 @@ class LeaseDesk:
 
     def __init__(
         self, plan: FragmentPlan, epochs: int, shards: int, workers: Sequence[WorkerEntry],
-        outbox: Outbox, *, generation: int, uses_clocks: bool, open_epochs: int, balance: Balance,
+        outbox: Outbox, *, generation: int, tells_members: bool, excuses: bool,
+        open_epochs: int, balance: Balance,
         group_patience_s: float | None = None,
     ) -> None:  # fmt: skip
         self.book = WorkBook(plan, epochs, shards, (generation << 40) + 1, open_epochs)
@@ -51,7 +54,8 @@ class LeaseDesk:
         self._workers = workers
         self._outbox = outbox
         self._shards = range(shards)
-        self._roster = Roster(shards) if uses_clocks else None
+        self._roster = Roster(shards) if tells_members else None
+        self._excuses = excuses
         self._balancer = None if balance.name == "fixed" else Balancer(balance, len(workers))
         self._groups: Groups | None = None
         if group_patience_s is not None:
@@ -194,7 +198,7 @@ class LeaseDesk:
 
     def excuse(self, worker: int) -> None:
         """Nobody waits for this worker if it has nothing to do."""
-        if worker in self._idle and not self.book.holds_lease(worker):
+        if self._excuses and worker in self._idle and not self.book.holds_lease(worker):
             self.leaves(worker)
 
     def tell(self, now: float) -> list[Effect]:

@@ -63,8 +63,8 @@ class Scheduler:
         self.round = CheckpointRound(s.shards, s.first_step, self.outbox)
         self._desk = LeaseDesk(
             s.plan, s.epochs, s.shards, self.workers, self.outbox,
-            generation=s.generation, uses_clocks=s.uses_clocks, open_epochs=s.open_epochs,
-            balance=s.balance,
+            generation=s.generation, tells_members=s.tells_members, excuses=s.uses_clocks,
+            open_epochs=s.open_epochs, balance=s.balance,
             group_patience_s=s.resend_s if s.uses_groups else None,
         )  # fmt: skip
         self.book = self._desk.book
@@ -102,7 +102,7 @@ class Scheduler:
         if handler is None:
             raise InvariantViolation(f"the scheduler got {event!r}, which it does not handle")
         effects = handler(event, now)
-        return effects + self._desk.tell(now) if self.settings.uses_clocks else effects
+        return effects + self._desk.tell(now) if self.settings.tells_members else effects
 
     @property
     def serving(self) -> bool:

@@ -31,7 +31,13 @@ class SchedulerSettings:
     uses_clocks: bool
     balance: Balance = field(default_factory=Fixed)
     uses_groups: bool = False
+    uses_peers: bool = False
     open_epochs: int = 2
     generation: int = 0
     first_step: int = 1
     epochs_reported: int = 0
+
+    @property
+    def tells_members(self) -> bool:
+        """Whether servers must know who is a member."""
+        return self.uses_clocks or self.uses_peers

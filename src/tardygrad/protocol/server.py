@@ -57,7 +57,7 @@ class ServerSettings:
     """What a server must know of the run.
 
     ``weigh`` says what an update counts: in the mean of its round (its samples, if None), or, at
-    once, as a factor on the learning rate (1, if None).
+    once, as a factor on the learning rate (1, if None). ``uses_peers``: divided by the members.
     """
 
     def __init__(
@@ -72,6 +72,7 @@ class ServerSettings:
         rule: str = "",
         round_of: str = "",
         weigh: Callable[[ev.Push], float] | None = None,
+        uses_peers: bool = False,
         resend_s: float,
     ) -> None:
         self.lineage = lineage
@@ -83,6 +84,7 @@ class ServerSettings:
         self.rule = rule
         self.round_of = round_of
         self.weigh = weigh
+        self.uses_peers = uses_peers
         self.resend_s = resend_s
 
 
@@ -219,6 +221,8 @@ class Server:
             self.version += 1
             weigh = self.settings.weigh
             scale = verdict.scale if weigh is None else verdict.scale * weigh(push)
+            if self.settings.uses_peers:
+                scale /= self._clocks.count
             record = self._record(push, trace.APPLIED, staleness, scale)
             effects.append(Apply(push, scale, consumed, record))
             effects.append(self._ack(push, ev.APPLIED, ""))
@@ -333,16 +337,7 @@ class Server:
             kind,
             self.incarnation,
             self.version,
-            push.worker,
-            push.session,
-            push.seq,
-            push.fence,
-            push.epoch,
-            push.fragment,
-            push.first,
-            push.stop,
-            push.samples,
-            push.clock,
+            *push[1:11],  # worker to clock
             staleness,
             scale,
             push.reads,

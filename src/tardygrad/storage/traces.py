@@ -21,14 +21,15 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from tardygrad.errors import LedgerError
 from tardygrad.layout import KeyRange
 from tardygrad.protocol import trace
+from tardygrad.protocol.meetings import Back, Met, Took
 from tardygrad.protocol.residuals import Inherited, Residual, Returned
 from tardygrad.protocol.trace import Record
 from tardygrad.storage.atomic import (
@@ -40,14 +41,19 @@ from tardygrad.storage.atomic import (
 )
 
 __all__ = [
-    "RESIDUALS", "Cut", "Piece", "cuts", "read_pieces", "read_residuals", "read_traces",
-    "residual_line", "set_aside", "shards_of", "take_back", "whole_until",
+    "MEETINGS", "RESIDUALS", "Cut", "Piece", "cuts", "entry_line", "read_meetings", "read_pieces",
+    "read_residuals", "read_traces", "set_aside", "shards_of", "take_back", "whole_until",
 ]  # fmt: skip
 
 RESIDUALS = "residuals.jsonl"
 """Beside the traces: what happened to workers' residuals, a JSON object a line."""
 
+MEETINGS = "meetings.jsonl"
+"""Beside the traces: with whom workers averaged their replicas, a JSON object an exchange."""
+
 _TRACE, _EARLIER, _CUT = "trace", "trace-before", "cut.json"
+
+T = TypeVar("T")
 
 _HEAD_BYTES = len(trace.file_header(0, 1))
 _REMEDY = "restore the folder from a copy of the run directory"
@@ -125,8 +131,8 @@ def whole_until(file: BinaryIO, size: int, shards: int) -> int:
     return end
 
 
-def residual_line(entry: Residual) -> bytes:
-    """An entry as a line of the file of residuals."""
+def entry_line(entry: Residual | Met) -> bytes:
+    """An entry as a line of the file of residuals, or of meetings."""
     return json.dumps(entry._asdict()).encode() + b"\n"
 
 
@@ -140,25 +146,51 @@ def read_residuals(directory: Path) -> list[Residual]:
         LedgerError: a line is neither an entry nor torn.
         StorageError: the file cannot be read.
     """
-    path = directory / RESIDUALS
+
+    def entry(fields: dict[str, Any]) -> Residual:
+        if "before" in fields:
+            return Inherited(**fields)
+        return Returned(**{**fields, "shards": tuple(fields["shards"])})
+
+    return _entries(directory / RESIDUALS, entry)
+
+
+def read_meetings(directory: Path) -> list[Met]:
+    """All entries about meetings, oldest first; none where workers did not meet.
+
+    Args:
+        directory: the folder ``trace`` of a run.
+
+    Raises:
+        LedgerError: a line is neither an entry nor torn.
+        StorageError: the file cannot be read.
+    """
+
+    def entry(fields: dict[str, Any]) -> Met:
+        back, took = fields["back"], fields["took"]
+        fields |= {"back": back and Back(*back), "took": took and Took(*took)}
+        return Met(**{**fields, "reads": tuple((i, v) for i, v in fields["reads"])})
+
+    return _entries(directory / MEETINGS, entry)
+
+
+def _entries(path: Path, entry: Callable[[dict[str, Any]], T]) -> list[T]:
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
         return []
     except OSError as error:
         raise storage_error(error, path, "read") from error
-    found: list[Residual] = []
+    found: list[T] = []
     for number, line in enumerate(lines, 1):
         try:
             fields = json.loads(line) if line.strip() else {}
         except ValueError:
             continue  # its worker was cut off while it wrote, before anything came of it
         try:
-            if "before" in fields:
-                found.append(Inherited(**fields))
-            elif fields:
-                found.append(Returned(**{**fields, "shards": tuple(fields["shards"])}))
-        except (TypeError, KeyError) as error:
+            if fields:
+                found.append(entry(fields))
+        except (TypeError, KeyError, ValueError) as error:
             raise LedgerError(f"{short(path)}, line {number}, is no entry; {_REMEDY}") from error
     return found
 

@@ -67,7 +67,8 @@ def check_replay(cluster: SimulatedCluster, end: RunEnd) -> None:
     torch.set_num_threads(cluster.job.config.threads)
     try:
         history = cluster.history
-        found = digest([replay_traces(cluster.job, history.records, history.residuals)])
+        records, residuals = history.records, history.residuals
+        found = digest([replay_traces(cluster.job, records, residuals, meetings=history.meetings)])
     finally:
         torch.set_num_threads(threads)
     if found != end.figures["digest"]:

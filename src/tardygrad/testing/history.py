@@ -23,6 +23,7 @@ from tardygrad.protocol import effects as ef
 from tardygrad.protocol import events as ev
 from tardygrad.protocol import trace
 from tardygrad.protocol.invariants import Auditor, account
+from tardygrad.protocol.meetings import Met
 from tardygrad.protocol.residuals import Residual
 from tardygrad.protocol.scheduler import Scheduler
 from tardygrad.protocol.worker import COMPUTING, Worker
@@ -42,6 +43,7 @@ class History:
         self.shards = len(job.ranges)
         self.records: list[list[trace.Record]] = [[] for _ in range(self.shards)]
         self.residuals: list[Residual] = []
+        self.meetings: list[Met] = []
         self.stretches: list[verdict.Stretch] = []
         self._auditor = Auditor(job.plan, self.shards, limit=job.method.staleness.limit)
         consistency = job.method.consistency
@@ -68,6 +70,10 @@ class History:
     def residual(self, entry: Residual) -> None:
         """Something happened to a worker's residual."""
         self.residuals.append(entry)
+
+    def met(self, entry: Met) -> None:
+        """A worker may have averaged its replica with another's."""
+        self.meetings.append(entry)
 
     def handled(
         self, now: float, address: ev.Address, machine: Any, event: Any, effects: list[ef.Effect]
