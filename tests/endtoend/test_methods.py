@@ -1,4 +1,4 @@
-"""Methods with rounds in real processes: members die, a server dies, and the replay is the run."""
+"""Methods with rounds, groups or replicas in real processes: members die, a server dies, and the replay is the run."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ METHODS: list[dict[str, Any]] = [
     {"name": "diloco", "exchange_period": 4, "optimizer": {"arguments": {"lr": 0.1}}},
     {"name": "incremental_sgd"},
     {"name": "all_reduce"},
+    {"name": "gossip", "exchange_period": 2, "momentum": 0.9},
 ]
 
 

@@ -23,10 +23,11 @@ from tardygrad.engines.shard_host import digest
 from tardygrad.errors import LedgerError, ReplayMismatch, RunDirectoryError
 from tardygrad.models.null import NullAdapter
 from tardygrad.protocol import trace
+from tardygrad.protocol.meetings import Back, Met, Took
 from tardygrad.protocol.trace import Record
 from tardygrad.replaying import _Execution, replay, replay_traces
 from tardygrad.storage.run_directory import RunDirectory
-from tardygrad.storage.traces import read_traces
+from tardygrad.storage.traces import read_meetings, read_traces
 from tardygrad.testing import simulation
 from tardygrad.testing.simulation import MemoryStore, SilentObserver
 
@@ -83,6 +84,7 @@ class Recorded(NamedTuple):
     job: Job
     end: RunEnd
     traces: list[list[Record]]
+    meetings: list[Met]
 
     def __repr__(self) -> str:
         return f"<a run with {[len(records) for records in self.traces]} records>"
@@ -91,7 +93,8 @@ class Recorded(NamedTuple):
         return {trace.KIND_NAMES[record.kind] for records in self.traces for record in records}
 
     def found(self, traces: list[list[Record]] | None = None) -> str:
-        return digest([replay_traces(self.job, self.traces if traces is None else traces)])
+        traces = self.traces if traces is None else traces
+        return digest([replay_traces(self.job, traces, meetings=self.meetings)])
 
     def expected(self) -> str:
         return str(self.end.figures["digest"])
@@ -102,7 +105,7 @@ def record(directory: Path, model: str = "mlp", **document: Any) -> Recorded:
     end = InlineEngine().run(job, SilentObserver(), MemoryStore())
     assert end.outcome == "done"
     assert model == "null" or not torch.equal(end.parameters, job.initial)
-    return Recorded(job, end, read_traces(directory))
+    return Recorded(job, end, read_traces(directory), read_meetings(directory))
 
 
 def crash(target: str, at_s: float) -> dict[str, Any]:
@@ -113,6 +116,7 @@ ADAM = {"class": "Adam", "arguments": {"lr": 0.01}}
 MOMENTUM = {"class": "SGD", "arguments": {"lr": 0.05, "momentum": 0.9}}
 COSINE = {"name": "cosine", "total": 2 * SAMPLES, "warmup": 20}
 ELASTIC = {"mixing": 0.5, "exchange_period": 3}
+GOSSIP = {"name": "gossip", "momentum": 0.9}
 
 # Model, settings, and what must have happened for the case to mean anything.
 CASES: dict[str, tuple[str, dict[str, Any], set[str]]] = {
@@ -186,6 +190,28 @@ CASES: dict[str, tuple[str, dict[str, Any], set[str]]] = {
         {"restored", "snapshot"},
     ),
     "nothing is computed": ("null", {"servers": 2}, set()),
+    "replicas averaged": (
+        "batchnorm",
+        {"servers": 2, "workers": 4, "method": {**GOSSIP, "schedule": COSINE}},
+        set(),
+    ),
+    "replicas averaged, members die": (
+        "dropout",
+        {
+            "servers": 2,
+            "epochs": 6,
+            "method": {**GOSSIP, "exchange_period": 2},
+            "checkpoint": {"every_s": 0.02},
+            "faults": [
+                crash("worker-1", 0.07),
+                crash("server-0", 0.13),
+                crash("worker-0", 0.2),
+                {"kind": "loss", "rate": 0.1},
+                {"kind": "hang", "target": "worker-2", "at_s": 0.1, "for_s": 0.1},
+            ],
+        },
+        {"restored", "snapshot"},
+    ),
 }
 
 
@@ -371,6 +397,47 @@ def test_a_step_without_any_record(tmp_path: Path, mixing: float) -> None:
     else:
         with pytest.raises(ReplayMismatch, match=r"step before this one no shard.* step \d+ of"):
             run.found(traces)
+
+
+# Meetings that are not what the run wrote.
+
+
+@pytest.fixture(scope="module")
+def gossip(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+    return record(tmp_path_factory.mktemp("trace"), servers=2, epochs=1, method=GOSSIP)
+
+
+@settings(max_examples=25, deadline=None)
+@given(index=st.integers(3, 10), data=st.data())
+def test_meetings_that_were_tampered_with_never_pass(
+    gossip: Recorded, index: int, data: st.DataObject
+) -> None:
+    meetings = list(gossip.meetings)
+    found = meetings[index]
+    other = meetings[data.draw(st.integers(0, index - 1))]
+    change: dict[str, Any] = data.draw(
+        st.sampled_from(
+            [
+                {"took": None if found.took else Took(other.worker, other.seq)},
+                {"back": None if found.back else Back(1, other.worker, other.seq)},
+                {"took": Took(found.worker, found.seq)},
+                {"took": Took(9, 9)},
+                {"first": found.first + 1},
+                {"session": 99},
+            ]
+        )
+    )
+    meetings[index] = found._replace(**change)
+    try:
+        bits = gossip._replace(meetings=meetings).found()
+    except (LedgerError, ReplayMismatch):
+        return
+    assert bits != gossip.expected()
+
+
+def test_a_step_whose_meeting_is_not_on_record(gossip: Recorded) -> None:
+    with pytest.raises(ReplayMismatch, match="whom its worker met before this step is not on"):
+        gossip._replace(meetings=[]).found()
 
 
 # The whole way, from a run directory.

@@ -234,10 +234,7 @@ class History:
             step = by_worker[(met.worker, met.seq)]
             own = step.record
             if (own.worker, own.epoch, own.fragment, own.first, own.stop) != (met[0], *met[4:8]):
-                raise LedgerError(
-                    f"the meetings are impossible: {met} is about {_describe(own)}; restore the "
-                    "folder trace from a copy of the run directory"
-                )
+                _impossible_meeting(met, f"it is about {_describe(own)}")
             if met.took is not None:
                 step.took = by_worker.get((met.took.worker, met.took.seq))
             if met.back is not None:
@@ -246,6 +243,11 @@ class History:
                 raise ReplayMismatch(
                     f"the run cannot be repeated: of a worker that was met there is no entry: {met}"
                 )
+        for met in meetings:
+            giver = by_worker[(met.worker, met.seq)].back
+            offer = None if met.back is None else by_worker.get((met.worker, met.back.seq))
+            if giver is not None and (offer is None or giver.took is not offer):
+                _impossible_meeting(met, "whoever took its offer says otherwise")
 
     def _link(self) -> None:
         last: dict[Chain, Step] = {}
@@ -340,6 +342,13 @@ def impossible(shard: int, record: Record, why: str) -> NoReturn:
     raise LedgerError(
         f"the trace of shard {shard} is impossible: {why}; the record is {_describe(record)}; "
         "restore the folder trace from a copy of the run directory"
+    )
+
+
+def _impossible_meeting(met: Met, why: str) -> NoReturn:
+    raise LedgerError(
+        f"the meetings are impossible: {why}; the entry is {met}; restore the folder trace from a "
+        "copy of the run directory"
     )
 
 

@@ -33,6 +33,8 @@ TORCH_EVERY = 40
 """Of so many schedules one has a torch model, if its run is short."""
 GROUPS_SHARE = 0.3
 """Of the schedules with rounds, so many average in groups."""
+PEERS_SHARE = 0.25
+"""Of the schedules whose updates take effect as they come, so many average replicas in pairs."""
 _TORCH_SAMPLES = 160
 _FEATURES = 6
 
@@ -124,6 +126,7 @@ def random_schedule(seed: int) -> Schedule:
         disk=Duration(mean_s=0.0),
     )
     schedule = _with_more(schedule, random.Random(f"more of {seed}"))
+    schedule = _with_peers(schedule, random.Random(f"peers of {seed}"))
     schedule = _with_balance(schedule, random.Random(f"balance of {seed}"))
     return _with_links(schedule, random.Random(f"links of {seed}"))
 
@@ -174,7 +177,8 @@ def _with_balance(schedule: Schedule, rng: random.Random) -> Schedule:
     admission = method.get("admission", {"name": "at_once"})["name"]
     # What counts samples would see merged batches as one; whole epochs take no balance.
     kinds = ["fixed", *(["steps"] if admission == "at_once" else [])]
-    if schedule.model != "counting" and admission != "whole_epoch":
+    local = method["name"] == "gossip"
+    if schedule.model != "counting" and admission != "whole_epoch" and not local:
         kinds += ["batch", "batch"]
     changes: dict[str, Any] = {"balance": {"name": rng.choice(kinds)}}
     base = method["exchange_period"]
@@ -221,6 +225,18 @@ def _with_groups(schedule: Schedule) -> Schedule:
     method |= {"name": "all_reduce", "in_flight": in_flight}
     settings = {**schedule.settings, "method": method}
     return dataclasses.replace(schedule, settings=settings)
+
+
+def _with_peers(schedule: Schedule, rng: random.Random) -> Schedule:
+    method = schedule.settings["method"]
+    # What counts samples would see a part of each update.
+    unfit = "admission" in method or method["name"] != "async_sgd" or schedule.model == "counting"
+    if unfit or rng.random() >= PEERS_SHARE:
+        return schedule
+    carried = ("consistency", "exchange_period", "in_flight")
+    method = {key: method[key] for key in carried}
+    method |= {"name": "gossip", "momentum": rng.choice((0.0, 0.9))}
+    return dataclasses.replace(schedule, settings={**schedule.settings, "method": method})
 
 
 def _with_codec(schedule: Schedule) -> Schedule:
