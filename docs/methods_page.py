@@ -41,9 +41,10 @@ worker does between two exchanges can follow its speed, and change over the run:
 | [`diloco`](#diloco) | deltas | all, or a quorum | islands with slow links |
 | [`async_diloco`](#async_diloco) | deltas | at once | islands of uneven speed |
 | [`easgd`](#easgd) | elastic differences | at once | long periods, exploration |
+| [`gossip`](#gossip) | steps, which count 1 / n; replicas are averaged in pairs | at once | uneven workers, good links among them |
 | [`incremental_sgd`](#incremental_sgd) | deltas | once an epoch | data handed out as tasks |
 
-Not there yet: gossip, streaming fragments of parameters.
+Not there yet: streaming fragments of parameters.
 """
 
 

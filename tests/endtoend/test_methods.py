@@ -1,4 +1,4 @@
-"""Methods with rounds, groups or replicas in real processes: members die, a server dies, and the replay is the run."""
+"""Rounds, groups and replicas in real processes: members die, and the replay is the run."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 r"""Gossip: every worker has a model of its own, and averages it with one other at a time.
 
-Formula (AD-PSGD: Lian et al., ICML 2018, arXiv 1710.06952, algorithm 1). Worker i holds a replica
-x_i. Before each exchange it averages with a worker j that is drawn at random, then it trains
+Formula (AD-PSGD: Lian et al., ICML 2018, arXiv 1710.06952). Worker i holds a replica x_i. Before
+each exchange it averages with a worker j that is drawn at random, then it trains
 ``exchange_period`` batches on its own::
 
     x_i, x_j <- (x_i + x_j) / 2
@@ -9,33 +9,37 @@ x_i. Before each exchange it averages with a worker j that is drawn at random, t
     v        <- delta v + g                              delta = ``momentum``
     x_i      <- x_i - eta (g + delta v)                  Nesterov's; the plain step if delta is 0
 
-j does not stop for that: it takes the difference up before its next exchange, so the gradient that
-it computes meanwhile is applied to the average, as in the paper. An average keeps the sum of both,
-so the mean of all replicas moves by the workers' own steps alone::
+j does not stop for that. It goes on computing at the replica that it has *offered*, and takes the
+difference up before its next exchange; an offer is taken once at most. So nobody waits: a worker
+that is slow or frozen is met less often. (In the paper a worker averages between computing a
+gradient and applying it; here steps are whole, as there may be several.)
 
-    servers:  x <- x - eta / n * (what worker i's steps were made of)         n: replicas there are
+An average keeps the sum of both, so the mean of the n replicas moves by the workers' own steps
+alone. Those go to the servers as well, which take a part of each::
 
-and the servers, which are not in the averaging, hold that mean, to rounding. It is what is tested
-and saved, and what another method goes on from. eta follows the schedule at the worker.
+    servers:  x <- x - eta / n * (g + delta v)           of every worker's every step
 
-A worker that dies takes its replica with it, and the next one in its place begins at what the
-servers hold. The mean of the replicas is then off what the servers hold by (x_dead - x) / n, a
-part of the replicas' own spread, and stays so; each later replacement brings its share of that
-back to 0, so it does not add up. It is the same wherever a worker begins anew: when its lease was
-taken back, when a server was restored. Replicas and servers also part by the few steps between a
-change of members and the news of it.
+So the servers, which have no part in the averaging, hold the mean of the replicas, to rounding. It
+is what is tested and saved, and what another method goes on from. eta follows the schedule at the
+worker.
 
-Stochastic gradient push (Assran et al., ICML 2019, arXiv 1811.10792) sends one way and mends the
-weights: x_i and a weight w_i are halved and sent, x_i / w_i is the model. Here both sides move, so
-every weight is 1, and a slow or frozen worker does not gather the weight of the others.
+A worker that dies takes its replica with it, and its successor begins at what the servers hold. The
+replicas' mean is then off that by (x_dead - x) / n and keeps that distance: 1 / n of how far
+replicas lie apart. It does not add up, since with each replacement another replica's share of the
+distance goes to 0. So it is wherever a session ends: a lease was taken back, a server was restored.
+Between a change of members and the news of it, servers divide by the n before.
+
+Stochastic gradient push (Assran et al., ICML 2019, arXiv 1811.10792) averages one way: x_i and a
+weight are halved and sent, and their quotient is the model. Here both sides move, so all weights
+are 1: none is lost with a worker, and a slow one does not gather those of the others.
 
 A step moves the mean by eta / n: the batch that counts is workers x batch_size, as with
 ``sync_sgd``; scale the learning rate to it.
 
-When to use it: uneven workers, links between neighbours that are better than those to one place,
-models that are large against what the servers' links carry (a worker reads the servers only when
-it begins). When not: very many workers and few steps, where replicas are far apart and what is
-tested is none of them; machines that die often. On one machine ``async_sgd`` has less to copy.
+When to use it: uneven workers whose links to each other are better than the servers', since those
+send parameters only to who begins. When not: very many workers and few steps, where replicas lie
+far apart and what is tested is none of them; machines that die often. Within one machine
+``async_sgd`` copies less.
 
 >>> from tardygrad.methods.gossip import Gossip
 >>> Gossip(momentum=0.9).learning_rate(0)
