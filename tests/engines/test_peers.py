@@ -59,6 +59,7 @@ class Swarm:
         self.entries: list[Met] = []
         self.sessions, self.seq, self.born = 0, 0, [0] * WORKERS
         self.replicas = [torch.zeros(SIZE) for _ in range(WORKERS)]
+        self.peers: dict[int, Peer] = {}
         for worker in range(WORKERS):
             self.restart(worker)
 
@@ -66,7 +67,6 @@ class Swarm:
         """A new process in the slot, which begins at zero."""
         self.sessions += 1
         self.born[worker] = self.sessions
-        self.peers = getattr(self, "peers", [None] * WORKERS)
         self.peers[worker] = Peer(self.board, worker, WORKERS, 7, self.entries.append)
         self.replicas[worker] = torch.zeros(SIZE)
 
@@ -234,7 +234,6 @@ def test_a_worker_that_is_killed_at_it_poisons_nobody(
         try:
             doomed = Swarm(_Fatal(tmp_path, SIZE, WORKERS))
             doomed.seq = 1
-            doomed.exchange(1, 4.0)
             doomed.board.fatal = fatal  # type: ignore[attr-defined]
             doomed.exchange(1, 4.0)
         finally:
@@ -243,44 +242,44 @@ def test_a_worker_that_is_killed_at_it_poisons_nobody(
     # It held places when it died, and they can be held again.
     swarm.seq = 10
     swarm.exchange(0, 0.0)
-    assert swarm.entries[-1].back is not None
+    assert swarm.entries[-1].back == ((1, 1, 2) if taken else None)
     swarm.exchange(2, 0.0)
+    assert swarm.entries[-1].took == (0, 11)
     swarm.restart(1)
     swarm.exchange(1, 0.0)
+    assert swarm.entries[-1].took == (2, 12)
     swarm.exchange(0, 0.0)
+    assert swarm.entries[-1].took == (1, 13)
     assert all(bool(torch.isfinite(replica).all()) for replica in swarm.replicas)
-    assert swarm.entries[-1].took is not None
-    assert taken
 
 
 def test_a_place_that_another_process_holds_is_passed_over(tmp_path: Path) -> None:
     make_board(tmp_path, SIZE, WORKERS)
     swarm = Swarm(SharedBoard(tmp_path, SIZE, WORKERS))
     swarm.exchange(0, 8.0)
-    swarm.exchange(1, 8.0)
     here, there = os.pipe(), os.pipe()
     child = os.fork()
     if child == 0:
         try:
-            board = SharedBoard(tmp_path, SIZE, WORKERS)
-            held = board.hold(0)
+            os.close(here[1])
+            held = SharedBoard(tmp_path, SIZE, WORKERS).hold(0)
             os.write(there[1], b"y" if held else b"n")
             os.read(here[0], 1)
         finally:
             os._exit(0)
     assert os.read(there[0], 1) == b"y"
     swarm.exchange(2, 0.0)
-    assert swarm.entries[-1].took == (1, 2)
+    assert swarm.entries[-1].took is None
     # Its own place is held: it goes on, and what it had offered stays.
     swarm.exchange(0, 0.0)
-    assert swarm.entries[-1].took == (2, 3)
+    assert swarm.entries[-1][-2:] == (None, None)
     assert swarm.board.open(0) == 1
     os.write(here[1], b"x")
     os.waitpid(child, 0)
     swarm.exchange(2, 0.0)
     assert swarm.entries[-1].took == (0, 1)
     swarm.exchange(0, 0.0)
-    assert swarm.entries[-1].back == (1, 2, 5)
+    assert swarm.entries[-1].back == (1, 2, 4)
     for descriptor in (*here, *there):
         os.close(descriptor)
 

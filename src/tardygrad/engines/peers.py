@@ -2,9 +2,10 @@
 
 Theory of operation. Each worker has a *place* on the board. There lie its newest offer (its replica
 as it was before it began to compute) and, once another worker has taken that, the difference that
-is left for it (``protocol.meetings``). Whoever looks at a place or changes it *holds* it; a place
-that somebody holds is passed over, so nobody waits. A worker holds its own place from looking at
-it until its new offer is there, and the other one's until it has taken the offer.
+is left for it (``protocol.meetings``). Whoever looks at a place or changes it *holds* it. A worker
+holds its own place from looking at it until its new offer is there, and the other one's until it
+has taken the offer. Nobody waits: a place that somebody holds is passed over, and a worker whose
+own place is held goes on without a meeting.
 
 A place that its holder let go by dying is as it was before, or its offer is gone: an offer is open
 only when it is written whole, and is closed before it says who took it.
@@ -100,7 +101,7 @@ class Peer:
             self._session, self._offered = lease.session, 0
         held = board.hold(own)
         back = self._look() if held else None
-        other = self._find(effect.seq)
+        other = self._find(effect.seq) if held else None
         took = None if other is None else Took(other, board.open(other))
         if replica is not None:
             if back is not None:
