@@ -2,7 +2,8 @@
 
 Each entry is written before the machine handles it. Every so many entries the machine's state
 becomes the journal's new base, so the journal does not grow without bound, and whoever takes it up
-handles no more than so many entries again.
+handles little more than so many entries again. A base says nothing of the effects that led to it,
+so it is written only when those were carried out; the entries since then follow it.
 """
 
 from __future__ import annotations
@@ -71,6 +72,9 @@ class SchedulerHost:
         self._job = f"{job.run} {job.lineage}"
         self.machine = job.scheduler(start_s)
         self.number = self.base = self.cut = 0
+        # A base that waits until its effects are carried out, and the records after it.
+        self._next: tuple[int, bytes] | None = None
+        self._after = b""
 
     def take_up(self, done: int) -> list[Answer]:
         """Read the journal and handle its entries again; what is torn or damaged is cut off.
@@ -89,7 +93,7 @@ class SchedulerHost:
         end = self._take_base(next(records, (b"", 0)))
         if not end:
             self.cut = len(data)
-            self._write_base()
+            self._write_base(0, b"")
             return []
         answers = []
         for payload, after in records:
@@ -110,10 +114,10 @@ class SchedulerHost:
             StorageError: the journal cannot be written.
         """
         self._place.append(data)
+        self._after += data
         entries = [wire.decode_entry(payload) for payload, _ in journal.scan(data)]
         answers = [self._handle(entry) for entry in entries if entry is not None]
-        if self.number - self.base >= self._base_every:
-            self._write_base()
+        self._look_at_base(max((e.done for e in entries if e is not None), default=0))
         return answers
 
     def _handle(self, entry: wire.Entry) -> Answer:
@@ -122,11 +126,19 @@ class SchedulerHost:
 
     # --- bases --------------------------------------------------------------------------------
 
-    def _write_base(self) -> None:
-        state = journal.freeze(self.machine) if self.number else b""
-        header = msgpack.packb([_FORMAT, self._job, self.number, state])
-        self._place.replace(journal.record(header))
-        self.base = self.number
+    def _look_at_base(self, done: int) -> None:
+        if self._next is None:
+            if self.number - self.base >= self._base_every:
+                self._next = (self.number, journal.freeze(self.machine))
+            self._after = b""
+        elif done >= self._next[0]:
+            self._write_base(*self._next)
+            self._next = None
+
+    def _write_base(self, number: int, state: bytes) -> None:
+        base = msgpack.packb((_FORMAT, self._job, number, state))
+        self._place.replace(journal.record(base) + self._after)
+        self.base = number
 
     def _take_base(self, first: tuple[bytes, int]) -> int:
         """Where the base ends in the journal; 0 if there is none of this run."""

@@ -110,7 +110,9 @@ class Supervisor:
         entries, now = self._entries, time.monotonic()
         if not entries.behind:
             self._since = now
-        data = journal.record(wire.encode_entry(entries.number + 1, now, event))
+        data = journal.record(
+            wire.encode_entry(wire.Entry(entries.number + 1, entries.done, now, event))
+        )
         entries.keep(data)
         if type(event) is ev.Tick:
             self._ticked = entries.number
@@ -128,8 +130,9 @@ class Supervisor:
         except BlockingIOError:
             pass
         except OSError:
-            self._hang_up()
-            return
+            # It is gone. What it said before is still to be read.
+            self._ready = False
+            self._unsent.clear()
         flags = zmq.POLLIN | (zmq.POLLOUT if self._unsent else 0)
         assert self._poller is not None
         self._poller.register(connection, flags)

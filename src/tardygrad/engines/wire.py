@@ -133,20 +133,26 @@ def decode_data(data: bytes) -> dict[str, Any] | None:
 
 
 class Entry(NamedTuple):
-    """An event for the scheduler: its number, and when it came (seconds of the engine's clock)."""
+    """An event for the scheduler: its number, and when it came (seconds of the engine's clock).
+
+    ``done``: the newest entry whose effects were carried out by then.
+    """
 
     number: int
+    done: int
     now: float
     event: Any
 
 
-_ENTRY = _fields((_plain(int), _plain(float), _one_of(get_args(ev.Event))), Entry._make)
+_ENTRY = _fields(
+    (_plain(int), _plain(int), _plain(float), _one_of(get_args(ev.Event))), Entry._make
+)
 _EFFECT = _one_of(get_args(ef.Effect))
 
 
-def encode_entry(number: int, now: float, event: ev.Event) -> bytes:
+def encode_entry(entry: Entry) -> bytes:
     """An entry's bytes."""
-    packed: bytes = msgpack.packb((number, now, _tagged(event)))
+    packed: bytes = msgpack.packb((*entry[:-1], _tagged(entry.event)))
     return packed
 
 
