@@ -97,11 +97,11 @@ def test_a_journal_cut_anywhere_gives_the_same_machine(
     second = made(run.job, place, base_every)
     answers = second.take_up(done)
     assert first.base <= second.number <= first.number
-    answers += [a for data in run.records[second.number : at] for a in second.handle(data)]
+    answers += [a for data in run.records[second.number : at] for a in second.handle(data)[0]]
     assert journal.state_of(second.machine) == journal.state_of(first.machine)
     assert [a.effects for a in answers if a.number > done] == run.effects[done:at]
     until = min(at + 50, len(run.records))
-    rest = [a.effects for data in run.records[at:until] for a in second.handle(data)]
+    rest = [a.effects for data in run.records[at:until] for a in second.handle(data)[0]]
     assert rest == run.effects[at:until]
 
 

@@ -86,7 +86,7 @@ class SimulatedScheduler:
         if not self._journaled:
             return [Answer(0, event, self.machine.handle(event, now))]
         data = self._kept(event, now)
-        return self._taken(self._host.handle(data)) if self.up else []
+        return self._taken(self._host.handle(data)[0]) if self.up else []
 
     def _kept(self, event: ev.Event, now: float) -> bytes:
         entries = self._entries
@@ -131,7 +131,7 @@ class SimulatedScheduler:
         for data in missing:
             if host.number == lost.number:
                 self._compare(lost)
-            answers += host.handle(data)
+            answers += host.handle(data)[0]
         if host.number == lost.number:
             self._compare(lost)
         self.up, self._lost = True, None

@@ -168,10 +168,13 @@ class _Run:
         while self.finished is None:
             dues = [self.supervisor.look(), *(d.at for d in self.delayed.values())]
             dues.append(next_tick if self.supervisor.may_tick else next_progress)
-            poller.poll(max(0, round((min(dues) - time.monotonic()) * 1000)))
-            self.supervisor.receive()
-            self._receive_control()
-            self._receive_heartbeats()
+            found = dict(poller.poll(max(0, round((min(dues) - time.monotonic()) * 1000))))
+            self.supervisor.receive(found)
+            # Each look at what has nothing to say costs as much as a message.
+            if self.control in found:
+                self._receive_control()
+            if self.heartbeats in found:
+                self._receive_heartbeats()
             self._bury()
             now = time.monotonic()
             self._start_delayed(now)

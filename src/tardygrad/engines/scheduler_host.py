@@ -107,18 +107,25 @@ class SchedulerHost:
             self._place.cut(end)
         return [answer for answer in answers if answer.number > done]
 
-    def handle(self, data: bytes) -> list[Answer]:
-        """Write down the records of the next entries, and handle them.
+    def handle(self, data: bytes) -> tuple[list[Answer], int]:
+        """Write down the whole records at the beginning of ``data``, and handle their entries.
+
+        Returns:
+            The answers, and where the records end.
 
         Raises:
             StorageError: the journal cannot be written.
         """
-        self._place.append(data)
-        self._after += data
-        entries = [wire.decode_entry(payload) for payload, _ in journal.scan(data)]
-        answers = [self._handle(entry) for entry in entries if entry is not None]
-        self._look_at_base(max((e.done for e in entries if e is not None), default=0))
-        return answers
+        records = list(journal.scan(data))
+        if not records:
+            return [], 0
+        end = records[-1][1]
+        self._place.append(data[:end])
+        self._after += data[:end]
+        entries = [entry for payload, _ in records if (entry := wire.decode_entry(payload))]
+        answers = [self._handle(entry) for entry in entries]
+        self._look_at_base(max((entry.done for entry in entries), default=0))
+        return answers, end
 
     def _handle(self, entry: wire.Entry) -> Answer:
         self.number = entry.number

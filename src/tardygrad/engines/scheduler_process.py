@@ -57,11 +57,10 @@ def _schedule(link: Link, job: Job, directory: Path, done: int) -> None:
         connection.sendall(_done(host, answers))
         data = b""
         while received := connection.recv(_CHUNK):
-            data += received
-            end = max((end for _, end in journal.scan(data)), default=0)
-            if end:
-                connection.sendall(_done(host, host.handle(data[:end])))
-                data = data[end:]
+            answers, end = host.handle(data + received)
+            data = (data + received)[end:]
+            if answers:
+                connection.sendall(_done(host, answers))
 
 
 def _done(host: SchedulerHost, answers: Sequence[Answer]) -> bytes:

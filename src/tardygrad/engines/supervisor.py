@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ class Supervisor:
         self._listener.setblocking(False)
         self._poller: zmq.Poller | None = None
         self._connection: socket.socket | None = None
-        self._ready = False
+        self._ready = self._blocked = False
         self._received = bytearray()
         self._unsent = bytearray()
         self._died: float | None = None
@@ -133,17 +133,24 @@ class Supervisor:
             # It is gone. What it said before is still to be read.
             self._ready = False
             self._unsent.clear()
-        flags = zmq.POLLIN | (zmq.POLLOUT if self._unsent else 0)
-        assert self._poller is not None
-        self._poller.register(connection, flags)
+        if bool(self._unsent) != self._blocked:
+            self._blocked = not self._blocked
+            assert self._poller is not None
+            flags = zmq.POLLIN | (zmq.POLLOUT if self._blocked else 0)
+            self._poller.register(connection, flags)
 
     # --- hearing ------------------------------------------------------------------------------
 
-    def receive(self) -> None:
-        """Take in what has come from the scheduler, and carry out its effects; never waits."""
+    def receive(self, found: Container[Any] = ()) -> None:
+        """Take in what has come from the scheduler, and carry out its effects; never waits.
+
+        Args:
+            found: what a poll has found to be readable.
+        """
         if self._closed:
             return
-        self._accept()
+        if self._connection is None or self._listener in found:
+            self._accept()
         self._send()
         connection = self._connection
         if connection is None:
@@ -152,6 +159,8 @@ class Supervisor:
             while data := connection.recv(_CHUNK):
                 self._received += data
                 self._read()
+                if len(data) < _CHUNK:
+                    return
             self._hang_up()
         except BlockingIOError:
             pass
@@ -163,7 +172,9 @@ class Supervisor:
             connection, _ = self._listener.accept()
         except BlockingIOError:
             return
-        self._hang_up()
+        if self._connection is not None:
+            connection.close()  # nobody has two
+            return
         connection.setblocking(False)
         self._connection = connection
         assert self._poller is not None
@@ -175,7 +186,7 @@ class Supervisor:
             if self._poller is not None:
                 self._poller.unregister(self._connection)
             self._connection.close()
-        self._connection, self._ready = None, False
+        self._connection, self._ready, self._blocked = None, False, False
         self._received.clear()
         self._unsent.clear()
 
@@ -252,10 +263,11 @@ class Supervisor:
 
     def gone(self, reason: str, *, failed: bool) -> None:
         """The process has ended; ``failed``: by an error of its own, not because it was killed."""
-        self.receive()
-        self._hang_up()
         if self._closed:
             return
+        self.receive()
+        while self._connection is not None:  # until its end
+            self.receive()
         now = time.monotonic()
         self._tell_member("died", reason)
         if failed:
