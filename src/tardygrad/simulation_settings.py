@@ -73,7 +73,7 @@ class Duration(Section):
 
 FaultKind = Literal["crash", "hang", "slow", "loss", "duplicate", "delay", "blackout"]
 
-_TARGET = re.compile(r"(worker|server)-(0|[1-9][0-9]*)")
+_TARGET = re.compile(r"scheduler|(worker|server)-(0|[1-9][0-9]*)")
 _OF_PROCESSES = ("crash", "hang", "slow")
 _OF_MESSAGES = ("loss", "duplicate", "delay")
 
@@ -81,19 +81,20 @@ _OF_MESSAGES = ("loss", "duplicate", "delay")
 class Fault(Section):
     """One fault that the simulator injects, from ``at_s`` on and for ``for_s`` seconds.
 
-    ``crash`` kills the target at ``at_s``; ``hang`` freezes it; ``slow`` makes its computing
-    ``factor`` times as long.  ``loss``, ``duplicate`` and ``delay`` meet a message of the target
-    with probability ``rate``; ``delay`` makes its way ``factor`` times as long.  ``blackout`` cuts
-    the target off from all messages.  With ``every_s`` it comes back: from ``at_s`` on a phase of
-    ``for_s`` seconds begins every ``every_s`` seconds.
+    ``crash`` kills the target at ``at_s``, the scheduler for ``for_s`` seconds; ``hang`` freezes
+    it; ``slow`` makes its computing ``factor`` times as long.  ``loss``, ``duplicate`` and
+    ``delay`` meet a message of the target with probability ``rate``; ``delay`` makes its way
+    ``factor`` times as long.  ``blackout`` cuts the target off from all messages.  With ``every_s``
+    it comes back: from ``at_s`` on a phase of ``for_s`` seconds begins every ``every_s`` seconds.
     """
 
     kind: FaultKind
     target: str | None = None
-    """``worker-N`` or ``server-N``; None = every link (faults of messages only)."""
+    """``worker-N``, ``server-N``, or ``scheduler`` (crash only); None = every link (faults of
+    messages only)."""
     at_s: float = Field(0.0, ge=0)
     for_s: float | None = Field(None, gt=0)
-    """How long it lasts; None = to the end of the run.  A crash has no duration."""
+    """How long it lasts; None = to the end of the run.  Only the scheduler's crash has one."""
     every_s: float | None = Field(None, gt=0)
     """Seconds between two beginnings of its phases; None = it has one.  Not of crash and hang."""
     rate: float = Field(0.0, ge=0, le=1)
@@ -104,7 +105,7 @@ class Fault(Section):
     def _target(cls, value: str | None) -> str | None:
         if value is None or _TARGET.fullmatch(value):
             return value
-        raise ValueError("expected 'worker-N', 'server-N' or nothing")
+        raise ValueError("expected 'worker-N', 'server-N', 'scheduler' or nothing")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -112,7 +113,12 @@ class Fault(Section):
             raise ValueError(f"a fault of kind {self.kind} needs a target, such as 'worker-1'")
         if self.kind in _OF_MESSAGES and self.rate == 0:
             raise ValueError(f"a fault of kind {self.kind} needs a rate above 0")
-        if self.kind == "crash" and self.for_s is not None:
+        if self.target == "scheduler":
+            if self.kind != "crash" or self.for_s is None:
+                raise ValueError(
+                    "the scheduler's fault is a crash with for_s, the seconds until it is back"
+                )
+        elif self.kind == "crash" and self.for_s is not None:
             raise ValueError("a crash has no for_s: the target is replaced, or not, by the run")
         if self.every_s is not None:
             self._check_phases(self.every_s)

@@ -101,3 +101,28 @@ def test_nothing_is_ever_unpickled() -> None:
     import pickle
 
     assert wire.decode(pickle.dumps(ev.BookedSeen(1))) is None
+
+
+# --- what only the scheduler's own process is sent -------------------------------------------
+
+REPORTS = st.one_of(
+    [st.from_type(k) for k in (ev.Started, ev.Tick, ev.WorkerDied, ev.ServerDied, ev.Interrupted)]
+)
+
+
+@given(st.integers(0, 2**62), st.floats(0, 1e9), st.one_of(MESSAGES, REPORTS))
+def test_every_entry_comes_through(number: int, now: float, event: Any) -> None:
+    entry = wire.Entry(number, max(number - 1, 0), now, event)
+    found = wire.decode_entry(wire.encode_entry(entry))
+    assert repr(found) == repr(entry)
+
+
+@given(REPORTS)
+def test_no_peer_can_send_what_the_engine_reports(report: Any) -> None:
+    assert wire.decode(wire.encode(report)) is None
+
+
+@given(st.binary(max_size=100))
+def test_random_bytes_are_no_entry(data: bytes) -> None:
+    found = wire.decode_entry(data)
+    assert found is None or isinstance(found, wire.Entry)

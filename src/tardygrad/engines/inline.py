@@ -21,7 +21,8 @@ from tardygrad.engines.base import Job, Observer, RunEnd, Snapshot, SnapshotStor
 from tardygrad.engines.entries import EntryLog
 from tardygrad.engines.inline_disk import Disks
 from tardygrad.engines.inline_members import Members
-from tardygrad.engines.inline_world import Member, WatchedTrace, Watcher
+from tardygrad.engines.inline_scheduler import SimulatedScheduler
+from tardygrad.engines.inline_world import Back, Crash, Member, WatchedTrace, Watcher
 from tardygrad.engines.shard_host import ShardHost, TraceFile, TraceSink, digest
 from tardygrad.engines.statistics import RunStatistics, ServerCounters, WorkerCounters
 from tardygrad.engines.worker_host import WorkerHost
@@ -95,7 +96,8 @@ class _Simulation(Members):
     ) -> None:
         super().__init__(job, engine.watcher)
         self.engine, self.observer, self.store = engine, observer, store
-        self.scheduler = job.scheduler(engine.start_s)
+        deaths = [f for f in self.fate.crashes if f.target == "scheduler"]
+        self.scheduler = SimulatedScheduler(job, engine.start_s, deaths)
         self.auditor = Auditor(job.plan, self.shards, limit=job.method.staleness.limit)
         self.statistics = RunStatistics(job.config.workers, self.shards, job.plan.samples)
         self.statistics.begin(job.generation << 10, job.consumed_before, observer.now())
@@ -108,6 +110,7 @@ class _Simulation(Members):
         if job.trace_directory is not None and job.method.uses_peers:
             self.meetings = EntryLog(job.trace_directory / MEETINGS)
         self.next_progress = 0.5
+        self.scheduler_restarts, self.scheduler_away_s = 0, 0.0
         self.effects |= {
             ef.SaveSnapshot: self._save_snapshot,
             ef.SpawnWorker: self._spawn_worker,
@@ -139,23 +142,42 @@ class _Simulation(Members):
         return self._end(end)
 
     def _endless(self) -> InvariantViolation:
-        book = self.scheduler.book
+        machine = self.scheduler.machine
+        book = machine.book
         return InvariantViolation(
-            f"no end after {self.now:g} virtual seconds; the scheduler is {self.scheduler.phase}, "
+            f"no end after {self.now:g} virtual seconds; the scheduler is {machine.phase}, "
             f"{book.remaining()} fragments remain, {len(book.leases)} are leased"
         )
 
     def to_scheduler(self, event: Any) -> None:
         self.events += 1
-        effects = self.scheduler.handle(event, self.now)
-        if self.watcher is not None:
-            self.watcher.handled(self.now, ev.SCHEDULER, self.scheduler, event, effects)
-        self._interpret(effects, ev.SCHEDULER)
+        if type(event) is Crash:
+            self._scheduler_dies(event.for_s)
+            return
+        scheduler = self.scheduler
+        if type(event) is Back:
+            answers = scheduler.returns()
+            self._tell_scheduler("ready", "")
+        else:
+            answers = scheduler.tell(event, self.now)
+        for _, said, effects in answers:
+            if self.watcher is not None:
+                self.watcher.handled(self.now, ev.SCHEDULER, scheduler.machine, said, effects)
+            for effect in effects:
+                self.effects[type(effect)](effect, ev.SCHEDULER)
 
-    def _interpret(self, effects: list[ef.Effect], source: ev.Address) -> None:
-        table = self.effects
-        for effect in effects:
-            table[type(effect)](effect, source)
+    def _scheduler_dies(self, for_s: float) -> None:
+        if self.scheduler.up:
+            self.scheduler.dies(self.now)
+            self.scheduler_restarts += 1
+            self.scheduler_away_s += for_s
+            self._tell_scheduler("died", "killed by the fault plan")
+            self.later(for_s, ev.SCHEDULER, Back())
+
+    def _tell_scheduler(self, state: str, reason: str) -> None:
+        incarnation = (self.job.generation << 10) + self.scheduler_restarts
+        effect = ef.MemberChanged("scheduler", 0, incarnation, state, reason)
+        self._member_changed(effect, ev.SCHEDULER)
 
     def tick(self) -> None:
         self.later(self.job.tick_s, ("clock", 0), ev.Tick())
@@ -163,7 +185,8 @@ class _Simulation(Members):
         if reason:
             self.to_scheduler(ev.Interrupted(reason))
         self.beat()
-        self.to_scheduler(ev.Tick())
+        if self.scheduler.up:
+            self.to_scheduler(ev.Tick())
         for address, member in self.everybody():
             if not self.frozen(address, member):
                 self.deliver(address, member.incarnation, ev.Tick(), None)
@@ -335,5 +358,9 @@ class _Simulation(Members):
                 "digest": digest([self.parameters]),
                 "final": final,
                 "statistics": statistics,
+                "scheduler": {
+                    "restarts": self.scheduler_restarts,
+                    "away_s": self.scheduler_away_s,
+                },
             },
         )

@@ -36,7 +36,13 @@ LINK: ev.Address = ("link", 0)
 
 
 class Crash(NamedTuple):
-    """The fault plan kills a member."""
+    """The fault plan kills a member, the scheduler for so many seconds."""
+
+    for_s: float = 0.0
+
+
+class Back(NamedTuple):
+    """The scheduler is there again."""
 
 
 class Served(NamedTuple):
@@ -52,7 +58,7 @@ class Stored(NamedTuple):
     tensors: Tensors | None
 
 
-Anything = ev.Event | Crash | Served | Stored | Arriving
+Anything = ev.Event | Crash | Back | Served | Stored | Arriving
 
 
 class Watcher(Protocol):
@@ -167,7 +173,7 @@ class World(ABC):
         self.heap: list[tuple[float, int, ev.Address, int, Anything, Any]] = []
         self._number = 0
         for fault in self.fate.crashes:
-            self.later(fault.at_s, _address(fault.target), Crash())
+            self.later(fault.at_s, _address(fault.target), Crash(fault.for_s or 0.0))
 
     # --- what the interpreter defines ---------------------------------------------------------
 
@@ -357,4 +363,4 @@ def _latencies(sim: SimulationConfig, workers: int, seed: int) -> list[Sampler]:
 
 def _address(target: str | None) -> ev.Address:
     kind, _, index = (target or "").partition("-")
-    return (kind, int(index))
+    return (kind, int(index or 0))

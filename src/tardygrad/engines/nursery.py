@@ -85,7 +85,7 @@ class Nursery:
         """Fork a child that plays ``role``; returns its process number.
 
         Args:
-            role: ``worker``, ``server`` or ``evaluator``.
+            role: ``scheduler``, ``worker``, ``server`` or ``evaluator``.
             arguments: plain data for the role.
             log: file that gets the child's standard output and error.
 

@@ -1,9 +1,10 @@
 """The engine that trains for real: processes on this machine, shared memory between them.
 
-Theory of operation. The main process hosts the scheduler machine and nothing that computes. It
-starts processes through the nursery, hears of their death at once (the zygote reaps them) or by
-their silence, passes messages, keeps the metrics, and writes manifests. Workers and servers meet in
-shared memory (``shared_memory``); only leases, reports and signs of life travel as messages.
+Theory of operation. The main process decides nothing and computes nothing. It starts processes
+through the nursery, hears of their death at once (the zygote reaps them), passes messages to the
+scheduler and carries out its effects (``supervisor``), keeps the metrics, and writes manifests.
+Workers and servers meet in shared memory (``shared_memory``); only leases, reports and signs of
+life travel as messages.
 
 A process is replaced only after its predecessor is certainly gone, so that every shard and every
 slot has one writer. Killing the main process closes everybody's lifeline; nothing outlives it but
@@ -30,12 +31,14 @@ from tardygrad.engines import gloo, nursery, runtime_directory, wire
 from tardygrad.engines.base import Job, Observer, RunEnd, SnapshotStore, checkpoint_fields
 from tardygrad.engines.bells import Ringer
 from tardygrad.engines.child import EVALUATION, FAILURE, IDLE, MESSAGE, REPORT, write_job
+from tardygrad.engines.children import Child, address_of, describe
 from tardygrad.engines.epochs import Epochs
 from tardygrad.engines.shard_host import digest
 from tardygrad.engines.shared_board import make_board
 from tardygrad.engines.shared_memory import Arena, arena_of
 from tardygrad.engines.statistics import RunStatistics
 from tardygrad.engines.stores import DirectoryStore
+from tardygrad.engines.supervisor import Supervisor
 from tardygrad.errors import StorageError
 from tardygrad.protocol import effects as ef
 from tardygrad.protocol import events as ev
@@ -83,15 +86,6 @@ class ProcessesEngine:
             runtime_directory.remove(directory)
 
 
-class _Process:
-    __slots__ = ("failure", "identity", "incarnation", "pid")
-
-    def __init__(self, address: ev.Address, incarnation: int, pid: int) -> None:
-        self.incarnation, self.pid = incarnation, pid
-        self.identity = f"{address[0]}-{address[1]}.{incarnation}".encode()
-        self.failure: dict[str, Any] | None = None
-
-
 class _Delayed(NamedTuple):
     at: float
     incarnation: int
@@ -108,8 +102,12 @@ class _Run:
         assert job.run_directory is not None
         self.files = DirectoryStore(job.run_directory, job.layout, job.ranges, run=job.run)
         self.ringer = Ringer(directory)
-        self.scheduler = job.scheduler()
-        self.members: dict[ev.Address, _Process] = {}
+        self.supervisor = Supervisor(
+            directory, job.config.failure, job.generation << 10,
+            spawn=self._spawn_scheduler, kill=lambda i: self._kill(ev.SCHEDULER, i),
+            perform=lambda e: self.actions[type(e)](e),
+        )  # fmt: skip
+        self.members: dict[ev.Address, Child] = {}
         self.by_pid: dict[int, ev.Address] = {}
         self.delayed: dict[ev.Address, _Delayed] = {}
         self.statistics = RunStatistics(job.config.workers, len(job.ranges), job.plan.samples)
@@ -149,37 +147,43 @@ class _Run:
     def run(self) -> RunEnd:
         """The whole run."""
         began = time.monotonic()
+        poller = zmq.Poller()
+        for source in (self.control, self.heartbeats, self.nursery.fileno()):
+            poller.register(source, zmq.POLLIN)
         try:
             self.nursery.job(str(self.directory / "job"))
+            self.supervisor.begin(poller)
             if self.epochs.wants_evaluator:
                 self._spawn(_EVALUATOR, 0, {"incarnation": 0})
             self._handle(ev.Started())
-            self._loop()
+            self._loop(poller)
             return self._end(began)
         finally:
+            self.supervisor.close()
             self.control.close()
             self.heartbeats.close()
             self.context.term()
             self.ringer.close()
             self.writer.shutdown(wait=False)
 
-    def _loop(self) -> None:
-        poller = zmq.Poller()
-        for source in (self.control, self.heartbeats, self.nursery.fileno()):
-            poller.register(source, zmq.POLLIN)
+    def _loop(self, poller: zmq.Poller) -> None:
         next_tick = next_progress = time.monotonic()
         while self.finished is None:
-            now = time.monotonic()
-            due = min([next_tick, *(d.at for d in self.delayed.values())])
-            poller.poll(max(0, round((due - now) * 1000)))
-            self._receive_control()
-            self._receive_heartbeats()
+            dues = [self.supervisor.look(), *(d.at for d in self.delayed.values())]
+            dues.append(next_tick if self.supervisor.may_tick else next_progress)
+            found = dict(poller.poll(max(0, round((min(dues) - time.monotonic()) * 1000))))
+            self.supervisor.receive(found)
+            # Each look at what has nothing to say costs as much as a message.
+            if self.control in found:
+                self._receive_control()
+            if self.heartbeats in found:
+                self._receive_heartbeats()
             self._bury()
             now = time.monotonic()
             self._start_delayed(now)
             self._tell_commits()
             self.epochs.tell(1.5 * self.job.config.failure.heartbeat_s)
-            if now >= next_tick:
+            if now >= next_tick and self.supervisor.may_tick:
                 next_tick = now + self.job.tick_s
                 reason = self.observer.interrupted()
                 if reason:
@@ -190,8 +194,10 @@ class _Run:
                 self._report()
 
     def _handle(self, event: ev.Event) -> None:
-        for effect in self.scheduler.handle(event, time.monotonic()):
-            self.actions[type(effect)](effect)
+        self.supervisor.tell(event)
+        if isinstance(event, ev.WorkerLeft) and ("worker", event.worker) in self.members:
+            process = self.members["worker", event.worker]
+            process.left |= process.incarnation == event.incarnation
         if isinstance(event, ev.SnapshotFailed):
             self.given_up = event.step
         if isinstance(event, ev.SnapshotFailed | ev.SnapshotTaken) and event.step == self.given_up:
@@ -200,9 +206,7 @@ class _Run:
 
     def _report(self) -> None:
         for worker in range(self.job.config.workers):
-            entry = self.scheduler.workers[worker]
-            waits = entry.state == "ready" and not self.scheduler.book.holds_lease(worker)
-            self.statistics.waiting(worker, waits)
+            self.statistics.waiting(worker, worker in self.supervisor.waiting)
         fields = self.statistics.progress(self.observer.now(), self.job.method.learning_rate)
         self.observer.emit("progress", **fields)
 
@@ -216,7 +220,7 @@ class _Run:
                 frames = self.control.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            address = _address(frames[0])
+            address = address_of(frames[0])
             is_message = len(frames) == 3 and frames[1] == MESSAGE
             decode = wire.decode if is_message else wire.decode_data
             content: Any = decode(frames[2]) if len(frames) == 3 else None
@@ -284,7 +288,7 @@ class _Run:
         assert self.job.run_directory is not None
         log = self.job.run_directory / "logs" / f"{kind}-{member}.log"
         pid = self.nursery.spawn(kind, arguments, str(log))
-        self.members[address] = _Process(address, incarnation, pid)
+        self.members[address] = Child(address, incarnation, pid)
         self.by_pid[pid] = address
 
     def _later(
@@ -313,6 +317,9 @@ class _Run:
             else:
                 del self.delayed[address]
                 entry.start()
+
+    def _spawn_scheduler(self, incarnation: int, done: int) -> None:
+        self._spawn(ev.SCHEDULER, incarnation, {"incarnation": incarnation, "done": done})
 
     def _spawn_worker(self, effect: ef.SpawnWorker) -> None:
         arguments = {"worker": effect.worker, "incarnation": effect.incarnation}
@@ -345,12 +352,14 @@ class _Run:
             if address is None or process is None or process.pid != pid:
                 continue
             failure = process.failure or {}
-            reason = str(failure.get("reason") or _describe(status))
+            reason = str(failure.get("reason") or describe(status))
             fatal = bool(failure.get("fatal"))
             if address[0] == "worker":
                 self._handle(ev.WorkerDied(address[1], process.incarnation, reason, fatal))
             elif address[0] == "server":
                 self._handle(ev.ServerDied(address[1], process.incarnation, reason, fatal))
+            elif address == ev.SCHEDULER:
+                self.supervisor.gone(reason, failed=bool(failure))
             else:
                 self.observer.decided("the evaluator is gone", reason)
                 # What it failed at it would fail at again; if it was killed, nothing is wrong.
@@ -366,9 +375,9 @@ class _Run:
         self._receive_control()
         until = time.monotonic() + _LAST_WORD_S
         for pid, status in exits:
-            kind, number = self.by_pid.get(pid, ("", 0))
-            # Whoever goes in good order has said so, but its exit may be seen first.
-            while kind == "worker" and status == 0 and self.scheduler.workers[number].alive:
+            process = self.members.get(self.by_pid.get(pid, ("", 0)))
+            # Whoever goes by itself has said so, but its exit may be seen first.
+            while process is not None and process.pid == pid and process.owes_a_word(status):
                 left_ms = round(1000 * (until - time.monotonic()))
                 if left_ms <= 0 or not self.control.poll(left_ms):
                     break
@@ -410,6 +419,7 @@ class _Run:
     def _end(self, began: float) -> RunEnd:
         assert self.finished is not None
         ended = time.monotonic()
+        self.supervisor.close()
         self.writer.shutdown(wait=True)
         self._tell_commits()
         if self.lost_checkpoint and self.finished.outcome != "failed":
@@ -437,6 +447,10 @@ class _Run:
                 "first_update_s": first,
                 "digest": digest([parameters]),
                 "statistics": self.statistics,
+                "scheduler": {
+                    "restarts": self.supervisor.restarts,
+                    "away_s": round(self.supervisor.away_s, 3),
+                },
             },
         )
 
@@ -461,20 +475,3 @@ class _Run:
             self._receive_control()
             self._bury()
             time.sleep(0.01)
-
-
-def _address(identity: bytes) -> tuple[ev.Address, int] | None:
-    try:
-        name, _, incarnation = identity.decode().partition(".")
-        kind, _, member = name.partition("-")
-        return (kind, int(member)), int(incarnation)
-    except ValueError:
-        return None
-
-
-def _describe(status: int) -> str:
-    if status < 0:
-        with contextlib.suppress(ValueError):
-            return f"killed by {signal.Signals(-status).name}"
-        return f"killed by signal {-status}"
-    return f"exited with status {status}"

@@ -51,6 +51,7 @@ def _import_everything() -> None:
     import torch
 
     import tardygrad.engines.evaluator_process
+    import tardygrad.engines.scheduler_process
     import tardygrad.engines.server_process
     import tardygrad.engines.worker_process  # noqa: F401
 

@@ -12,6 +12,7 @@
     trace-before/   <step>/ the traces of the shards that there were before checkpoint <step>
     fixed.safetensors   what of the model's state is neither trained nor averaged
     logs/           the output of worker and server processes
+    scheduler/      journal: what the scheduler was told, for another one that takes its place
     events.log      decisions and their reasons, for people
     lock            held by the process that drives the run
 

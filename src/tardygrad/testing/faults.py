@@ -128,7 +128,9 @@ def random_schedule(seed: int) -> Schedule:
     schedule = _with_more(schedule, random.Random(f"more of {seed}"))
     schedule = _with_peers(schedule, random.Random(f"peers of {seed}"))
     schedule = _with_balance(schedule, random.Random(f"balance of {seed}"))
-    return _with_links(schedule, random.Random(f"links of {seed}"))
+    schedule = _with_links(schedule, random.Random(f"links of {seed}"))
+    horizon_s = 1.5 * nominal_s + 0.2
+    return _without_scheduler(schedule, random.Random(f"scheduler of {seed}"), horizon_s)
 
 
 def _with_more(schedule: Schedule, rng: random.Random) -> Schedule:
@@ -216,6 +218,25 @@ def _with_links(schedule: Schedule, rng: random.Random) -> Schedule:
     return dataclasses.replace(
         schedule, settings=merge(schedule.settings, {"simulation": simulation})
     )
+
+
+def _without_scheduler(schedule: Schedule, rng: random.Random, horizon_s: float) -> Schedule:
+    """It dies now and then, and is away for a moment or for longer than a lease."""
+    if rng.random() < 0.5:
+        return schedule
+    lease_s = schedule.settings["failure"]["lease_s"]
+    deaths = [
+        {
+            "kind": "crash",
+            "target": "scheduler",
+            "at_s": rng.uniform(0, horizon_s),
+            "for_s": rng.choice((0.001, 0.05, 0.4, 1.2, 3.0)) * lease_s,
+        }
+        for _ in range(rng.choice((1, 1, 2, 4)))
+    ]
+    faults = [*schedule.settings["simulation"]["faults"], *deaths]
+    settings = merge(schedule.settings, {"simulation": {"faults": faults}})
+    return dataclasses.replace(schedule, settings=settings)
 
 
 def _with_groups(schedule: Schedule) -> Schedule:
