@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from tardygrad.codecs import names, parse
 from tardygrad.codecs.pushes import PushFormat
-from tardygrad.engines.packing import Packer, ResidualLog
+from tardygrad.engines.entries import EntryLog
+from tardygrad.engines.packing import Packer
 from tardygrad.errors import CheckpointError, ConfigError, LedgerError, StorageError
 from tardygrad.layout import Layout, partition
 from tardygrad.protocol.residuals import Chains, Inherited, Residual, Returned
@@ -133,15 +134,15 @@ ENTRIES: list[Residual] = [Returned(1, 9, 7, (0, 2)), Inherited(1, 1024, 3)]
 def test_the_log_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert read_residuals(tmp_path) == []
     for entry in ENTRIES:
-        ResidualLog(tmp_path).write(entry)
+        EntryLog(tmp_path / RESIDUALS).write(entry)
     assert read_residuals(tmp_path) == ENTRIES
 
 
 def test_a_torn_line_is_passed_over(tmp_path: Path) -> None:
-    ResidualLog(tmp_path).write(ENTRIES[0])
+    EntryLog(tmp_path / RESIDUALS).write(ENTRIES[0])
     with (tmp_path / RESIDUALS).open("a") as file:
         file.write('{"worker": 1, "at"')
-    ResidualLog(tmp_path).write(ENTRIES[1])
+    EntryLog(tmp_path / RESIDUALS).write(ENTRIES[1])
     assert read_residuals(tmp_path) == ENTRIES
 
 
@@ -153,7 +154,7 @@ def test_a_line_of_something_else_is_told(tmp_path: Path) -> None:
 
 def test_a_log_that_cannot_be_written_stops_the_run(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="could not be replayed"):
-        ResidualLog(tmp_path / "gone")
+        EntryLog(tmp_path / "gone" / RESIDUALS)
 
 
 def test_chains_go_by_their_first_process() -> None:
