@@ -22,15 +22,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import msgpack
 import torch
 import zmq
 
 from tardygrad.engines import gloo, nursery, runtime_directory, wire
 from tardygrad.engines.base import Job, Observer, RunEnd, SnapshotStore, checkpoint_fields
 from tardygrad.engines.bells import Ringer
-from tardygrad.engines.child import EVALUATION, FAILURE, IDLE, MESSAGE, REPORT, write_job
+from tardygrad.engines.child import write_job
 from tardygrad.engines.epochs import Epochs
+from tardygrad.engines.gate import EVALUATION, FAILURE, IDLE, MESSAGE, REPORT, Gate, packed
+from tardygrad.engines.seals import Secret
 from tardygrad.engines.shard_host import digest
 from tardygrad.engines.shared_memory import Arena, arena_of
 from tardygrad.engines.statistics import RunStatistics
@@ -41,7 +42,6 @@ from tardygrad.protocol import events as ev
 
 _PROGRESS_S = 0.5
 _LAST_WORD_S = 0.1
-_LISTEN_S = 0.05
 _EVALUATOR: ev.Address = ("evaluator", 0)
 
 
@@ -81,11 +81,10 @@ class ProcessesEngine:
 
 
 class _Process:
-    __slots__ = ("failure", "identity", "incarnation", "pid")
+    __slots__ = ("failure", "incarnation", "pid")
 
-    def __init__(self, address: ev.Address, incarnation: int, pid: int) -> None:
+    def __init__(self, incarnation: int, pid: int) -> None:
         self.incarnation, self.pid = incarnation, pid
-        self.identity = f"{address[0]}-{address[1]}.{incarnation}".encode()
         self.failure: dict[str, Any] | None = None
 
 
@@ -117,9 +116,8 @@ class _Run:
         self.lost_checkpoint = ""
         self.given_up = 0
         self.epochs = Epochs(job, observer, self.statistics, self._ask_evaluator)
-        self.context = zmq.Context()
-        self.control = self._bind("control")
-        self.heartbeats = self._bind("heartbeats")
+        self.secret = Secret.draw(job.lineage)
+        self.gate = Gate(directory, self.secret, observer.decided)
         self.actions: dict[type, Callable[[Any], None]] = {
             ef.Send: self._send,
             ef.SpawnWorker: self._spawn_worker,
@@ -133,36 +131,26 @@ class _Run:
             ef.Finished: self._finish,
         }
 
-    def _bind(self, name: str) -> zmq.Socket[bytes]:
-        socket = self.context.socket(zmq.ROUTER)
-        socket.setsockopt(zmq.LINGER, 0)
-        # A replaced process of the same name takes over from one that is gone.
-        socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
-        socket.bind(f"ipc://{self.directory / name}")
-        return socket
-
     # --- the loop -----------------------------------------------------------------------------
 
     def run(self) -> RunEnd:
         """The whole run."""
         began = time.monotonic()
         try:
-            self.nursery.job(str(self.directory / "job"))
+            self.nursery.job(str(self.directory / "job"), self.secret)
             if self.epochs.wants_evaluator:
                 self._spawn(_EVALUATOR, 0, {"incarnation": 0})
             self._handle(ev.Started())
             self._loop()
             return self._end(began)
         finally:
-            self.control.close()
-            self.heartbeats.close()
-            self.context.term()
+            self.gate.close()
             self.ringer.close()
             self.writer.shutdown(wait=False)
 
     def _loop(self) -> None:
         poller = zmq.Poller()
-        for source in (self.control, self.heartbeats, self.nursery.fileno()):
+        for source in (self.gate.control, self.gate.heartbeats, self.nursery.fileno()):
             poller.register(source, zmq.POLLIN)
         next_tick = next_progress = time.monotonic()
         while self.finished is None:
@@ -185,6 +173,7 @@ class _Run:
             if now >= next_progress:
                 next_progress = now + _PROGRESS_S
                 self._report()
+                self.gate.tell(now)
 
     def _handle(self, event: ev.Event) -> None:
         for effect in self.scheduler.handle(event, time.monotonic()):
@@ -206,23 +195,13 @@ class _Run:
     # --- messages -----------------------------------------------------------------------------
 
     def _receive_control(self) -> None:
-        # Bounded: however many messages there are, deadlines and heartbeats get their turn.
-        until = time.monotonic() + _LISTEN_S
-        while time.monotonic() < until:
-            try:
-                frames = self.control.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            address = _address(frames[0])
-            is_message = len(frames) == 3 and frames[1] == MESSAGE
-            decode = wire.decode if is_message else wire.decode_data
-            content: Any = decode(frames[2]) if len(frames) == 3 else None
-            if address is None or address[0] not in self.members or content is None:
-                self._tell_strange(frames)
-            elif is_message:
-                self._handle(content)
+        for letter in self.gate.letters():
+            if letter.sender not in self.members:
+                self.gate.strange(letter)
+            elif letter.tag == MESSAGE:
+                self._handle(letter.content)
             else:
-                self._take_data(*address, frames[1], content)
+                self._take_data(letter.sender, letter.incarnation, letter.tag, letter.content)
 
     def _take_data(
         self, member: ev.Address, incarnation: int, tag: bytes, data: dict[str, Any]
@@ -240,39 +219,23 @@ class _Run:
             self.epochs.evaluator_answered(data)
 
     def _receive_heartbeats(self) -> None:
-        while True:
-            try:
-                frames = self.heartbeats.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            beat = wire.decode(frames[1]) if len(frames) == 3 else None
-            report = wire.decode_data(frames[2]) if len(frames) == 3 else None
-            if not isinstance(beat, ev.Heartbeat) or report is None:
-                self._tell_strange(frames)
-                continue
-            if (beat.kind, beat.id) not in self.members:
-                self._tell_strange(frames)
-                continue
+        for beat, report in self.gate.beats():
             if beat.kind == "worker":
                 self.statistics.worker_report(beat.id, beat.incarnation, report)
             else:
                 self.statistics.server_report(beat.id, beat.incarnation, report)
             self._handle(beat)
 
-    def _tell_strange(self, frames: list[bytes]) -> None:
-        sizes = [len(f) for f in frames]
-        self.observer.decided("a message is ignored", f"it cannot be decoded (frames: {sizes})")
-
     def _send(self, effect: ef.Send) -> None:
         process = self.members.get(effect.to)
         if process is None:
             return
         # A process that is not connected (yet, or any more) does not get it: it will be asked for.
-        self.control.send_multipart([process.identity, wire.encode(effect.message)])
+        self.gate.send(effect.to, process.incarnation, wire.encode(effect.message))
         self.ringer.ring(f"{effect.to[0]}-{effect.to[1]}")
 
     def _ask_evaluator(self, request: dict[str, Any]) -> None:
-        self.control.send_multipart([self.members[_EVALUATOR].identity, msgpack.packb(request)])
+        self.gate.send(_EVALUATOR, self.members[_EVALUATOR].incarnation, packed(request))
 
     # --- processes ----------------------------------------------------------------------------
 
@@ -281,7 +244,7 @@ class _Run:
         assert self.job.run_directory is not None
         log = self.job.run_directory / "logs" / f"{kind}-{member}.log"
         pid = self.nursery.spawn(kind, arguments, str(log))
-        self.members[address] = _Process(address, incarnation, pid)
+        self.members[address] = _Process(incarnation, pid)
         self.by_pid[pid] = address
 
     def _later(
@@ -367,7 +330,7 @@ class _Run:
             # Whoever goes in good order has said so, but its exit may be seen first.
             while kind == "worker" and status == 0 and self.scheduler.workers[number].alive:
                 left_ms = round(1000 * (until - time.monotonic()))
-                if left_ms <= 0 or not self.control.poll(left_ms):
+                if left_ms <= 0 or not self.gate.control.poll(left_ms):
                     break
                 self._receive_control()
 
@@ -423,6 +386,7 @@ class _Run:
         self.epochs.close()
         self._await_evaluation()
         self._report()
+        self.gate.tell(ended, end=True)
         first = self.statistics.first_update_s
         return RunEnd(
             self.finished.outcome,
@@ -433,6 +397,7 @@ class _Run:
                 "seconds": ended - (began if first is None else first),
                 "first_update_s": first,
                 "digest": digest([parameters]),
+                "messages_refused": self.gate.refused.total(),
                 "statistics": self.statistics,
             },
         )
@@ -458,15 +423,6 @@ class _Run:
             self._receive_control()
             self._bury()
             time.sleep(0.01)
-
-
-def _address(identity: bytes) -> tuple[ev.Address, int] | None:
-    try:
-        name, _, incarnation = identity.decode().partition(".")
-        kind, _, member = name.partition("-")
-        return (kind, int(member)), int(incarnation)
-    except ValueError:
-        return None
 
 
 def _describe(status: int) -> str:
