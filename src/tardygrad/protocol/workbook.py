@@ -16,6 +16,7 @@ import heapq
 from collections.abc import Collection
 
 from tardygrad.data.fragments import FragmentPlan
+from tardygrad.errors import InvariantViolation
 from tardygrad.protocol.events import Lease, ServerReady
 from tardygrad.protocol.states import FRAGMENT
 
@@ -103,6 +104,19 @@ class WorkBook:
         """A fragment's state (``states.FRAGMENT``)."""
         epoch, fragment = where
         return self._books[epoch].states.get(fragment, FRESH) if epoch < len(self._books) else FRESH
+
+    def check(self) -> None:
+        """See that each fragment's state is what the rest of the book says of it.
+
+        Raises:
+            InvariantViolation: it is not.
+        """
+        said = dict.fromkeys(self._fence_of, LEASED)
+        said |= dict.fromkeys(self.fencing, FENCING)
+        said |= dict.fromkeys(((e, f) for e, f, _, _ in self._pending), PENDING)
+        held = {(e, f): s for e, b in enumerate(self._books) for f, s in b.states.items()}
+        if said != {where: state for where, state in held.items() if state != DONE}:
+            raise InvariantViolation(f"the fragments are {held}, but the book has {said}")
 
     def _turn(self, where: Fragment, cause: str) -> None:
         self._books[where[0]].states[where[1]] = FRAGMENT.after(self.state(where), cause)
