@@ -36,9 +36,7 @@ def test_the_machines_know_the_same_names() -> None:
 
 
 def test_what_has_no_row_is_an_error_that_says_what_has() -> None:
-    with pytest.raises(
-        InvariantViolation, match=r"a fragment that is 'done' met 'leased'.*lacking"
-    ):
+    with pytest.raises(InvariantViolation, match=r"that is 'done' met 'leased'.*lacking"):
         states.FRAGMENT.after("done", "leased")
     with pytest.raises(InvariantViolation, match=r"'over' met 'serves'.*nothing any more"):
         states.RUN.after("over", "serves")
