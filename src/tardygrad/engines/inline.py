@@ -129,6 +129,9 @@ class _Simulation(Members):
             self.step()
         end = self.now
         self.disks.finish()
+        if self.disks.lost and self.finished.outcome != "failed":
+            reason = f"the last checkpoint could not be written: {self.disks.lost}"
+            self.finished = ef.Finished("failed", reason)
         while heap and heap[0][0] <= end + self.engine.linger_s:
             self.step()
         return self._end(end)
@@ -142,7 +145,7 @@ class _Simulation(Members):
 
     def to_scheduler(self, event: Any) -> None:
         self.events += 1
-        effects = self.scheduler.handle(event, self.now)
+        effects = self.scheduler.handle(event, self.clock(ev.SCHEDULER))
         if self.watcher is not None:
             self.watcher.handled(self.now, ev.SCHEDULER, self.scheduler, event, effects)
         self._interpret(effects, ev.SCHEDULER)
