@@ -85,13 +85,13 @@ class Fault(Section):
     ``factor`` times as long.  ``loss``, ``duplicate`` and ``delay`` meet a message of the target
     with probability ``rate``; ``delay`` makes its way ``factor`` times as long.  ``blackout`` cuts
     the target off from all messages, or, one ``way``, from those that come in or go out.  ``jump``
-    sets the target's clock ``by_s`` ahead, or that of the whole machine.  With ``every_s`` it comes back: from ``at_s`` on a phase of
-    ``for_s`` seconds begins every ``every_s`` seconds.
+    sets the target's clock ``by_s`` ahead, or that of the whole machine.  With ``every_s`` it comes
+    back: from ``at_s`` on a phase of ``for_s`` seconds begins every ``every_s`` seconds.
     """
 
     kind: FaultKind
     target: str | None = None
-    """``worker-N`` or ``server-N``; None = every link, or every clock (faults of messages and jumps only)."""
+    """``worker-N`` or ``server-N``; None = every link (faults of messages) or clock (jumps)."""
     at_s: float = Field(0.0, ge=0)
     for_s: float | None = Field(None, gt=0)
     """How long it lasts; None = to the end of the run.  A crash has no duration."""
