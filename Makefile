@@ -19,12 +19,13 @@ DEMONSTRATION := $(VENV)/.installed-demo
 
 .DEFAULT_GOAL := venv
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test bench reproduce lint docs clean distclean
+.PHONY: help venv demo test nightly bench reproduce lint docs clean distclean
 
 help:
 	@echo 'make            create $(VENV) and install what development needs'
 	@echo 'make demo       train the MNIST network with four workers, and show the result'
 	@echo 'make test       run all tests           ARGS="tests/unit -k layout" runs some'
+	@echo 'make nightly    20000 random fault schedules, and a larger search of small clusters'
 	@echo 'make bench      measure                 FIGURES="mlp cnn" measures some'
 	@echo 'make reproduce  run the studies         STUDIES="softsync" runs some'
 	@echo 'make lint       check style and types'
@@ -44,6 +45,11 @@ demo: $(DEMONSTRATION)
 test: $(DEVELOPMENT)
 	@$(RUN) -m pytest -n $(JOBS) -m 'not slow' $(ARGS) || test $$? -eq 5
 	@$(RUN) -m pytest -m slow $(ARGS) || test $$? -eq 5
+
+nightly: $(DEVELOPMENT)
+	@$(RUN) -m tardygrad.testing.fuzz --count 20000 --jobs $(JOBS) $(ARGS)
+	@$(RUN) -m tardygrad.testing.explore --workers 1 --batches 2 --fragment-batches 1 --faults 2
+	@$(RUN) -m tardygrad.testing.explore --batches 2 --fragment-batches 1 --in-flight 1
 
 bench: $(DEVELOPMENT)
 	@$(RUN) -m benchmarks $(FIGURES)

@@ -71,7 +71,7 @@ class Duration(Section):
         return float(rng.lognormal(math.log(mean_s) - variance / 2, math.sqrt(variance)))
 
 
-FaultKind = Literal["crash", "hang", "slow", "loss", "duplicate", "delay", "blackout"]
+FaultKind = Literal["crash", "hang", "slow", "loss", "duplicate", "delay", "blackout", "jump"]
 
 _TARGET = re.compile(r"scheduler|(worker|server)-(0|[1-9][0-9]*)")
 _OF_PROCESSES = ("crash", "hang", "slow")
@@ -84,14 +84,16 @@ class Fault(Section):
     ``crash`` kills the target at ``at_s``, the scheduler for ``for_s`` seconds; ``hang`` freezes
     it; ``slow`` makes its computing ``factor`` times as long.  ``loss``, ``duplicate`` and
     ``delay`` meet a message of the target with probability ``rate``; ``delay`` makes its way
-    ``factor`` times as long.  ``blackout`` cuts the target off from all messages.  With ``every_s``
-    it comes back: from ``at_s`` on a phase of ``for_s`` seconds begins every ``every_s`` seconds.
+    ``factor`` times as long.  ``blackout`` cuts the target off from all messages, or, one ``way``,
+    from those that come in or go out.  ``jump`` sets the target's clock ``by_s`` ahead, or that of
+    the whole machine.  With ``every_s`` it comes back: from ``at_s`` on a phase of ``for_s``
+    seconds begins every ``every_s`` seconds.
     """
 
     kind: FaultKind
     target: str | None = None
     """``worker-N``, ``server-N``, or ``scheduler`` (crash only); None = every link (faults of
-    messages only)."""
+    messages) or clock (jumps)."""
     at_s: float = Field(0.0, ge=0)
     for_s: float | None = Field(None, gt=0)
     """How long it lasts; None = to the end of the run.  Only the scheduler's crash has one."""
@@ -99,6 +101,10 @@ class Fault(Section):
     """Seconds between two beginnings of its phases; None = it has one.  Not of crash and hang."""
     rate: float = Field(0.0, ge=0, le=1)
     factor: float = Field(1.0, gt=0)
+    way: Literal["both", "in", "out"] = "both"
+    """Which messages a blackout cuts off."""
+    by_s: float = Field(0.0, ge=0)
+    """Seconds by which a clock jumps ahead; it stays ahead."""
 
     @field_validator("target")
     @classmethod
@@ -113,6 +119,12 @@ class Fault(Section):
             raise ValueError(f"a fault of kind {self.kind} needs a target, such as 'worker-1'")
         if self.kind in _OF_MESSAGES and self.rate == 0:
             raise ValueError(f"a fault of kind {self.kind} needs a rate above 0")
+        if (self.kind == "jump") != (self.by_s > 0):
+            raise ValueError("a jump needs a by_s above 0, and no other fault has one")
+        if self.way != "both" and self.kind != "blackout":
+            raise ValueError(f"a fault of kind {self.kind} has no way; a blackout has one")
+        if self.kind == "jump" and self.for_s is not None:
+            raise ValueError("a jump has no for_s: a clock that is ahead stays ahead")
         if self.target == "scheduler":
             if self.kind != "crash" or self.for_s is None:
                 raise ValueError(
@@ -125,7 +137,7 @@ class Fault(Section):
         return self
 
     def _check_phases(self, every_s: float) -> None:
-        if self.kind in ("crash", "hang"):
+        if self.kind in ("crash", "hang", "jump"):
             raise ValueError(f"a {self.kind} has no every_s: list one fault for each {self.kind}")
         if self.for_s is None or self.for_s >= every_s:
             raise ValueError(

@@ -16,6 +16,7 @@ import pytest
 
 from tardygrad.engines import nursery
 from tardygrad.engines.nursery import Exit, Nursery
+from tardygrad.engines.seals import Secret
 from tardygrad.errors import TrainingFailed
 
 pytestmark = pytest.mark.slow
@@ -76,7 +77,7 @@ def exits(children: Nursery, count: int) -> list[Exit]:
 
 def test_children_are_started_reaped_and_ended(children: Nursery, tmp_path: Path) -> None:
     log = tmp_path / "log"
-    children.job("/some/job")
+    children.job("/some/job", Secret.draw(1))
     ends = {
         children.spawn("part", {"status": 0}, str(log)): 0,
         children.spawn("part", {"status": 5}, str(log)): 5,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,17 +24,22 @@ from tardygrad.protocol import journal
 class Stage:
     """A supervisor, and what it asked for."""
 
-    def __init__(self, directory: Path, **failure: Any) -> None:
+    def __init__(self, directory: Path, pid: int = os.getpid(), **failure: Any) -> None:
         self.directory = directory
+        self.pid = pid
         self.spawned: list[tuple[int, int]] = []
         self.killed: list[int] = []
         self.performed: list[ef.Effect] = []
         self.supervisor = Supervisor(
             directory, FailureConfig(**failure), 1024,
-            spawn=lambda i, done: self.spawned.append((i, done)),
+            spawn=self.spawn,
             kill=self.killed.append, perform=self.performed.append,
         )  # fmt: skip
         self.supervisor.begin(zmq.Poller())
+
+    def spawn(self, incarnation: int, done: int) -> int:
+        self.spawned.append((incarnation, done))
+        return self.pid
 
     def decided(self) -> list[str]:
         return [e.decision for e in self.performed if isinstance(e, ef.Decided)]
@@ -191,3 +197,10 @@ def test_silence_is_death_but_not_while_this_process_slept(stage: Stage) -> None
     assert stage.killed == [1024]
     assert stage.states()[-1] == (1024, "suspected")
     silent.socket.close()
+
+
+def test_who_was_not_started_as_the_scheduler_is_not_heard(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, pid=os.getpid() + 1)
+    stranger = Scheduler(stage, 0)
+    assert stranger.socket.recv(1) == b""
+    assert not stage.supervisor.may_tick

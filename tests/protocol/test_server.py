@@ -204,6 +204,18 @@ def test_a_late_request_never_changes_an_older_checkpoint() -> None:
     assert of(again.handle(ev.SnapshotAsked(5, 0, 1), 0.0), ef.SaveSnapshot)
 
 
+def test_an_earlier_snapshot_does_not_answer_for_the_newest() -> None:
+    machine = server()
+    snapshot_of(machine, 3)
+    snapshot_of(machine, 4)
+    asked = ev.SnapshotAsked(4, 0, 0)
+    machine.handle(ev.SnapshotWritten(3, 0, 0, ("f3", 1, "c"), ""), 0.0)
+    assert machine.handle(asked, 0.0) == []
+    taken = machine.handle(ev.SnapshotWritten(4, 0, 0, ("f4", 1, "c"), ""), 0.0)
+    machine.handle(ev.SnapshotWritten(3, 0, 0, ("f3", 1, "c"), ""), 0.0)
+    assert machine.handle(asked, 0.0) == taken
+
+
 def test_a_snapshot_that_fails_is_reported() -> None:
     machine = server()
     snapshot_of(machine, 1)

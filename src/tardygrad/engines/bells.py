@@ -6,6 +6,9 @@ import contextlib
 import socket
 from pathlib import Path
 
+_RINGS_MAX = 64
+"""More than the system keeps for a socket, unless its administrator says otherwise."""
+
 
 class Bell:
     """Wakes a sleeping process of the same run: a datagram socket with a name."""
@@ -24,9 +27,9 @@ class Bell:
         return self._socket.fileno()
 
     def hush(self) -> None:
-        """Forget all rings so far."""
+        """Forget all rings so far; whoever rings without end is not listened to without end."""
         with contextlib.suppress(BlockingIOError):
-            while True:
+            for _ in range(_RINGS_MAX):
                 self._socket.recv(16)
 
     def close(self) -> None:

@@ -28,15 +28,15 @@ from pathlib import Path
 from typing import Any
 
 import cloudpickle
-import msgpack
 import torch
 import zmq
 
 from tardygrad.config import RunConfig
 from tardygrad.data import registry
 from tardygrad.data.sources import ArraySource, Source
-from tardygrad.engines import wire
+from tardygrad.engines import seals, wire
 from tardygrad.engines.base import Job
+from tardygrad.engines.gate import FAILURE, MESSAGE, name_of, packed
 from tardygrad.engines.runtime_directory import reserve
 from tardygrad.engines.shared_memory import Shared, share, shared
 from tardygrad.errors import StorageError, TardygradError, UsageError
@@ -45,7 +45,6 @@ from tardygrad.methods import parse
 from tardygrad.models.factory import build
 from tardygrad.protocol import events as ev
 
-MESSAGE, REPORT, FAILURE, EVALUATION, IDLE = b"m", b"r", b"f", b"e", b"i"
 _SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}
 _SLICE_NS = 100_000
 _SET_NAME = 15  # prctl
@@ -252,20 +251,21 @@ def open_source(job: Job, directory: Path, which: str) -> Source:
 
 
 class Link:
-    """A child's connection to the main process."""
+    """A child's connection to the main process; all that travels there is sealed."""
 
     def __init__(self, directory: Path, kind: str, member: int, incarnation: int) -> None:
-        self._identity = f"{kind}-{member}.{incarnation}".encode()
+        self._name = name_of((kind, member), incarnation)
         self._kind, self._member, self._incarnation = kind, member, incarnation
         self._directory = directory
+        self._secret = seals.inherited()
         self.starting = False
         self._context = zmq.Context()
         self.socket = self._connect(self._context, "control")
 
     def _connect(self, context: zmq.Context[zmq.Socket[bytes]], name: str) -> zmq.Socket[bytes]:
         socket = context.socket(zmq.DEALER)
-        socket.setsockopt(zmq.IDENTITY, self._identity)
         socket.setsockopt(zmq.LINGER, 1000)
+        socket.setsockopt(zmq.MAXMSGSIZE, seals.MESSAGE_BYTES_MAX)
         socket.connect(f"ipc://{self._directory / name}")
         return socket
 
@@ -279,30 +279,48 @@ class Link:
             socket = self._connect(zmq.Context(), "heartbeats")
             while True:
                 beat = ev.Heartbeat(self._kind, self._member, self._incarnation, steps())
-                socket.send_multipart([wire.encode(beat), msgpack.packb(report())])
+                frames = wire.encode(beat), packed(report())
+                socket.send_multipart(self._secret.close(seals.BEATS, self._name, *frames))
                 time.sleep(every_s)
 
         threading.Thread(target=run, daemon=True, name="heartbeat").start()
 
     def send(self, message: ev.Event) -> None:
         """Send a message to the scheduler."""
-        self.socket.send_multipart([MESSAGE, wire.encode(message)])
+        self._send(MESSAGE, wire.encode(message))
 
     def send_data(self, tag: bytes, data: dict[str, Any]) -> None:
         """Send something that is no message of the protocol: counts, a failure, a measurement."""
-        self.socket.send_multipart([tag, msgpack.packb(data)])
+        self._send(tag, packed(data))
+
+    def _send(self, tag: bytes, data: bytes) -> None:
+        self.socket.send_multipart(self._secret.close(seals.TO_MAIN, self._name, tag, data))
 
     def receive(self) -> list[ev.Event]:
         """Messages that have arrived; never waits."""
         found: list[ev.Event] = []
         while True:
             try:
-                frame = self.socket.recv(zmq.NOBLOCK)
+                message = wire.decode(self._open(self.socket.recv_multipart(zmq.NOBLOCK)))
             except zmq.Again:
                 return found
-            message = wire.decode(frame)
             if message is not None:
                 found.append(message)
+
+    def receive_data(self) -> dict[str, Any]:
+        """Wait for something that is no message of the protocol."""
+        while True:
+            data = wire.decode_data(self._open(self.socket.recv_multipart()))
+            if data is not None:
+                return data
+
+    def _open(self, message: list[bytes]) -> bytes:
+        """What is sealed for this process; nothing of anything else."""
+        try:
+            name, frames = self._secret.open(seals.TO_CHILD, message)
+        except seals.Refused:
+            return b""
+        return frames[0] if name == self._name else b""
 
     def close(self) -> None:
         """Wait until everything is sent, at most a second."""

@@ -6,19 +6,16 @@ import contextlib
 import signal
 from typing import Any
 
-from tardygrad.protocol import events as ev
-
 _ENDED_BY_ERROR = 1
 
 
 class Child:
-    """A process at an address: ``failure`` is what it said went wrong, ``left`` that it goes."""
+    """A process of some kind: ``failure`` is what it said went wrong, ``left`` that it goes."""
 
-    __slots__ = ("failure", "identity", "incarnation", "kind", "left", "pid")
+    __slots__ = ("failure", "incarnation", "kind", "left", "pid")
 
-    def __init__(self, address: ev.Address, incarnation: int, pid: int) -> None:
-        self.kind, self.incarnation, self.pid = address[0], incarnation, pid
-        self.identity = f"{address[0]}-{address[1]}.{incarnation}".encode()
+    def __init__(self, kind: str, incarnation: int, pid: int) -> None:
+        self.kind, self.incarnation, self.pid = kind, incarnation, pid
         self.failure: dict[str, Any] | None = None
         self.left = False
 
@@ -27,16 +24,6 @@ class Child:
         if status == _ENDED_BY_ERROR:
             return self.failure is None
         return status == 0 and self.kind == "worker" and not self.left
-
-
-def address_of(identity: bytes) -> tuple[ev.Address, int] | None:
-    """The address and incarnation that a socket's identity names; None if it is none."""
-    try:
-        name, _, incarnation = identity.decode().partition(".")
-        kind, _, member = name.partition("-")
-        return (kind, int(member)), int(incarnation)
-    except ValueError:
-        return None
 
 
 def describe(status: int) -> str:

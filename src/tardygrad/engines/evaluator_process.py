@@ -9,11 +9,11 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-import msgpack
 import torch
 
 from tardygrad.engines.base import Job
-from tardygrad.engines.child import EVALUATION, IDLE, Link, live, open_source
+from tardygrad.engines.child import Link, live, open_source
+from tardygrad.engines.gate import EVALUATION, IDLE
 from tardygrad.engines.shared_memory import Arena, arena_of
 
 _READ_PATIENCE_S = 60.0
@@ -35,7 +35,7 @@ def _measure(link: Link, job: Job, directory: Path) -> None:
     size = job.layout.parameters_size
     link.send_data(IDLE, {})
     while True:
-        request = msgpack.unpackb(link.socket.recv())
+        request = link.receive_data()
         answer = {**request, "read_at": time.monotonic(), "found": None}
         consumed = read_newest(arena, job, flat, _READ_PATIENCE_S)
         if consumed is not None:

@@ -137,6 +137,9 @@ class _Simulation(Members):
             self.step()
         end = self.now
         self.disks.finish()
+        if self.disks.lost and self.finished.outcome != "failed":
+            reason = f"the last checkpoint could not be written: {self.disks.lost}"
+            self.finished = ef.Finished("failed", reason)
         while heap and heap[0][0] <= end + self.engine.linger_s:
             self.step()
         return self._end(end)
@@ -159,7 +162,7 @@ class _Simulation(Members):
             answers = scheduler.returns()
             self._tell_scheduler("ready", "")
         else:
-            answers = scheduler.tell(event, self.now)
+            answers = scheduler.tell(event, self.clock(ev.SCHEDULER))
         for _, said, effects in answers:
             if self.watcher is not None:
                 self.watcher.handled(self.now, ev.SCHEDULER, scheduler.machine, said, effects)

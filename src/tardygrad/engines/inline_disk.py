@@ -37,6 +37,8 @@ class Disks:
         self._draw = Sampler(duration, [seed, 5])
         self._busy: dict[tuple[ev.Address, int], float] = {}
         self._manifests: list[ef.CommitCheckpoint] = []
+        self.lost = ""
+        """Why the newest checkpoint is not there, if it is not."""
 
     def _wait(self, address: ev.Address, incarnation: int) -> float:
         now, process = self._world.now, (address, incarnation)
@@ -75,7 +77,9 @@ class Disks:
             self._store.commit(effect.step, effect.files, effect.state)
         except StorageError as failure:
             self._observer.decided(f"checkpoint {effect.step} is given up", str(failure))
+            self.lost = str(failure)
             return
+        self.lost = ""
         self._observer.emit("checkpoint", **checkpoint_fields(effect, 0.0))
 
     def finish(self) -> None:

@@ -97,7 +97,7 @@ class Collectives:
     ) -> ev.Reduced | None:
         """What a rank makes of the end of a collective; None if it does not hear of it yet."""
         world = self._world
-        if not world.fate.quiet and world.fate.cut_off(address, world.now):
+        if not world.fate.quiet and world.fate.cut_off(address, world.now, "in", "out"):
             world.later(_RETRY_S, address, event, member.incarnation, mean)
             return None
         if mean is None or event.seq not in member.slots:

@@ -88,7 +88,7 @@ class Members(World):
 
     def _handle(self, address: ev.Address, member: Member, event: Any) -> None:
         self.events += 1
-        effects = member.machine.handle(event, self.now)
+        effects = member.machine.handle(event, self.clock(address))
         if self.watcher is not None:
             self.watcher.handled(self.now, address, member.machine, event, effects)
         table = self.effects

@@ -207,6 +207,10 @@ class World(ABC):
         self._number = number = self._number + 1
         heapq.heappush(self.heap, (self.now + delay, number, to, incarnation, event, payload))
 
+    def clock(self, address: ev.Address) -> float:
+        """What a process takes for the time: its clock may have jumped."""
+        return self.fate.clock(address, self.now) if self.fate.jumps else self.now
+
     def step(self) -> None:
         """Deliver the earliest event."""
         self.now, _, address, incarnation, event, payload = heapq.heappop(self.heap)

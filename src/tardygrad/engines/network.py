@@ -45,20 +45,29 @@ class Fate:
         kinds = ("loss", "duplicate", "delay")
         self._messages = [f for f in config.faults if f.kind in kinds]
         self._blackouts = [f for f in config.faults if f.kind == "blackout"]
+        self.jumps = [f for f in config.faults if f.kind == "jump"]
         self._slow = [f for f in config.faults if f.kind == "slow"]
         self.crashes = [f for f in config.faults if f.kind == "crash"]
         self.hangs = [f for f in config.faults if f.kind == "hang"]
         self._rng = np.random.Generator(np.random.PCG64([seed, 0xFA7E]))
         self.quiet = not (self._messages or self._blackouts)
 
-    def cut_off(self, address: Address, now: float) -> bool:
-        """Whether no message reaches or leaves the member."""
+    def cut_off(self, address: Address, now: float, *ways: str) -> bool:
+        """Whether messages do not reach the member ("in"), or do not leave it ("out")."""
         name = _name(address)
-        return any(f.target == name and f.on(now) for f in self._blackouts)
+        return any(
+            f.target == name and f.on(now) and (f.way == "both" or f.way in ways)
+            for f in self._blackouts
+        )
+
+    def clock(self, address: Address, now: float) -> float:
+        """What a process takes for the time."""
+        names = (None, _name(address))
+        return now + sum(f.by_s for f in self.jumps if f.target in names and f.on(now))
 
     def deliveries(self, sender: Address, to: Address, delay: float, now: float) -> list[float]:
         """The delays after which the message arrives: none if it is lost, two if it is doubled."""
-        if self.cut_off(sender, now) or self.cut_off(to, now):
+        if self.cut_off(sender, now, "out") or self.cut_off(to, now, "in"):
             return []
         times = [delay]
         for fault in self._messages:

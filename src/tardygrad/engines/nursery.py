@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 import msgpack
 
+from tardygrad.engines.seals import Secret
 from tardygrad.errors import TrainingFailed
 
 _prestarted: Nursery | None = None
@@ -77,9 +78,9 @@ class Nursery:
         """The zygote's process number."""
         return self._process.pid
 
-    def job(self, path: str) -> None:
-        """Tell the zygote where the job is described, before the first child."""
-        self._request({"job": path})
+    def job(self, path: str, secret: Secret) -> None:
+        """Tell the zygote where the job is described and the run's secret, before any child."""
+        self._request({"job": path, "secret": secret})
 
     def spawn(self, role: str, arguments: dict[str, Any], log: str) -> int:
         """Fork a child that plays ``role``; returns its process number.

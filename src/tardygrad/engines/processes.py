@@ -23,16 +23,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import msgpack
 import torch
 import zmq
 
 from tardygrad.engines import gloo, nursery, runtime_directory, wire
 from tardygrad.engines.base import Job, Observer, RunEnd, SnapshotStore, checkpoint_fields
 from tardygrad.engines.bells import Ringer
-from tardygrad.engines.child import EVALUATION, FAILURE, IDLE, MESSAGE, REPORT, write_job
-from tardygrad.engines.children import Child, address_of, describe
+from tardygrad.engines.child import write_job
+from tardygrad.engines.children import Child, describe
 from tardygrad.engines.epochs import Epochs
+from tardygrad.engines.gate import EVALUATION, FAILURE, IDLE, MESSAGE, REPORT, Gate, packed
+from tardygrad.engines.seals import Secret
 from tardygrad.engines.shard_host import digest
 from tardygrad.engines.shared_board import make_board
 from tardygrad.engines.shared_memory import Arena, arena_of
@@ -45,7 +46,6 @@ from tardygrad.protocol import events as ev
 
 _PROGRESS_S = 0.5
 _LAST_WORD_S = 0.1
-_LISTEN_S = 0.05
 _EVALUATOR: ev.Address = ("evaluator", 0)
 
 
@@ -118,9 +118,8 @@ class _Run:
         self.lost_checkpoint = ""
         self.given_up = 0
         self.epochs = Epochs(job, observer, self.statistics, self._ask_evaluator)
-        self.context = zmq.Context()
-        self.control = self._bind("control")
-        self.heartbeats = self._bind("heartbeats")
+        self.secret = Secret.draw(job.lineage)
+        self.gate = Gate(directory, self.secret, observer.decided)
         self.actions: dict[type, Callable[[Any], None]] = {
             ef.Send: self._send,
             ef.SpawnWorker: self._spawn_worker,
@@ -134,24 +133,16 @@ class _Run:
             ef.Finished: self._finish,
         }
 
-    def _bind(self, name: str) -> zmq.Socket[bytes]:
-        socket = self.context.socket(zmq.ROUTER)
-        socket.setsockopt(zmq.LINGER, 0)
-        # A replaced process of the same name takes over from one that is gone.
-        socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
-        socket.bind(f"ipc://{self.directory / name}")
-        return socket
-
     # --- the loop -----------------------------------------------------------------------------
 
     def run(self) -> RunEnd:
         """The whole run."""
         began = time.monotonic()
         poller = zmq.Poller()
-        for source in (self.control, self.heartbeats, self.nursery.fileno()):
+        for source in (self.gate.control, self.gate.heartbeats, self.nursery.fileno()):
             poller.register(source, zmq.POLLIN)
         try:
-            self.nursery.job(str(self.directory / "job"))
+            self.nursery.job(str(self.directory / "job"), self.secret)
             self.supervisor.begin(poller)
             if self.epochs.wants_evaluator:
                 self._spawn(_EVALUATOR, 0, {"incarnation": 0})
@@ -160,9 +151,7 @@ class _Run:
             return self._end(began)
         finally:
             self.supervisor.close()
-            self.control.close()
-            self.heartbeats.close()
-            self.context.term()
+            self.gate.close()
             self.ringer.close()
             self.writer.shutdown(wait=False)
 
@@ -174,9 +163,9 @@ class _Run:
             found = dict(poller.poll(max(0, round((min(dues) - time.monotonic()) * 1000))))
             self.supervisor.receive(found)
             # Each look at what has nothing to say costs as much as a message.
-            if self.control in found:
+            if self.gate.control in found:
                 self._receive_control()
-            if self.heartbeats in found:
+            if self.gate.heartbeats in found:
                 self._receive_heartbeats()
             self._bury()
             now = time.monotonic()
@@ -192,6 +181,7 @@ class _Run:
             if now >= next_progress:
                 next_progress = now + _PROGRESS_S
                 self._report()
+                self.gate.tell(now)
 
     def _handle(self, event: ev.Event) -> None:
         self.supervisor.tell(event)
@@ -213,23 +203,13 @@ class _Run:
     # --- messages -----------------------------------------------------------------------------
 
     def _receive_control(self) -> None:
-        # Bounded: however many messages there are, deadlines and heartbeats get their turn.
-        until = time.monotonic() + _LISTEN_S
-        while time.monotonic() < until:
-            try:
-                frames = self.control.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            address = address_of(frames[0])
-            is_message = len(frames) == 3 and frames[1] == MESSAGE
-            decode = wire.decode if is_message else wire.decode_data
-            content: Any = decode(frames[2]) if len(frames) == 3 else None
-            if address is None or address[0] not in self.members or content is None:
-                self._tell_strange(frames)
-            elif is_message:
-                self._handle(content)
+        for letter in self.gate.letters():
+            if letter.sender not in self.members:
+                self.gate.strange(letter)
+            elif letter.tag == MESSAGE:
+                self._handle(letter.content)
             else:
-                self._take_data(*address, frames[1], content)
+                self._take_data(letter.sender, letter.incarnation, letter.tag, letter.content)
 
     def _take_data(
         self, member: ev.Address, incarnation: int, tag: bytes, data: dict[str, Any]
@@ -247,39 +227,23 @@ class _Run:
             self.epochs.evaluator_answered(data)
 
     def _receive_heartbeats(self) -> None:
-        while True:
-            try:
-                frames = self.heartbeats.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            beat = wire.decode(frames[1]) if len(frames) == 3 else None
-            report = wire.decode_data(frames[2]) if len(frames) == 3 else None
-            if not isinstance(beat, ev.Heartbeat) or report is None:
-                self._tell_strange(frames)
-                continue
-            if (beat.kind, beat.id) not in self.members:
-                self._tell_strange(frames)
-                continue
+        for beat, report in self.gate.beats():
             if beat.kind == "worker":
                 self.statistics.worker_report(beat.id, beat.incarnation, report)
             else:
                 self.statistics.server_report(beat.id, beat.incarnation, report)
             self._handle(beat)
 
-    def _tell_strange(self, frames: list[bytes]) -> None:
-        sizes = [len(f) for f in frames]
-        self.observer.decided("a message is ignored", f"it cannot be decoded (frames: {sizes})")
-
     def _send(self, effect: ef.Send) -> None:
         process = self.members.get(effect.to)
         if process is None:
             return
         # A process that is not connected (yet, or any more) does not get it: it will be asked for.
-        self.control.send_multipart([process.identity, wire.encode(effect.message)])
+        self.gate.send(effect.to, process.incarnation, wire.encode(effect.message))
         self.ringer.ring(f"{effect.to[0]}-{effect.to[1]}")
 
     def _ask_evaluator(self, request: dict[str, Any]) -> None:
-        self.control.send_multipart([self.members[_EVALUATOR].identity, msgpack.packb(request)])
+        self.gate.send(_EVALUATOR, self.members[_EVALUATOR].incarnation, packed(request))
 
     # --- processes ----------------------------------------------------------------------------
 
@@ -288,7 +252,7 @@ class _Run:
         assert self.job.run_directory is not None
         log = self.job.run_directory / "logs" / f"{kind}-{member}.log"
         pid = self.nursery.spawn(kind, arguments, str(log))
-        self.members[address] = Child(address, incarnation, pid)
+        self.members[address] = Child(address[0], incarnation, pid)
         self.by_pid[pid] = address
 
     def _later(
@@ -318,8 +282,9 @@ class _Run:
                 del self.delayed[address]
                 entry.start()
 
-    def _spawn_scheduler(self, incarnation: int, done: int) -> None:
+    def _spawn_scheduler(self, incarnation: int, done: int) -> int:
         self._spawn(ev.SCHEDULER, incarnation, {"incarnation": incarnation, "done": done})
+        return self.members[ev.SCHEDULER].pid
 
     def _spawn_worker(self, effect: ef.SpawnWorker) -> None:
         arguments = {"worker": effect.worker, "incarnation": effect.incarnation}
@@ -379,7 +344,7 @@ class _Run:
             # Whoever goes by itself has said so, but its exit may be seen first.
             while process is not None and process.pid == pid and process.owes_a_word(status):
                 left_ms = round(1000 * (until - time.monotonic()))
-                if left_ms <= 0 or not self.control.poll(left_ms):
+                if left_ms <= 0 or not self.gate.control.poll(left_ms):
                     break
                 self._receive_control()
 
@@ -436,6 +401,7 @@ class _Run:
         self.epochs.close()
         self._await_evaluation()
         self._report()
+        self.gate.tell(ended, end=True)
         first = self.statistics.first_update_s
         return RunEnd(
             self.finished.outcome,
@@ -446,6 +412,7 @@ class _Run:
                 "seconds": ended - (began if first is None else first),
                 "first_update_s": first,
                 "digest": digest([parameters]),
+                "messages_refused": self.gate.refused.total(),
                 "statistics": self.statistics,
                 "scheduler": {
                     "restarts": self.supervisor.restarts,

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 import socket
+import struct
 import time
 from collections.abc import Callable, Container
 from pathlib import Path
@@ -33,6 +34,7 @@ from tardygrad.protocol import effects as ef
 from tardygrad.protocol import events as ev
 from tardygrad.protocol import journal
 
+_CREDENTIALS = struct.Struct("3i")
 _CHUNK = 1 << 18
 _QUICKLY_S = 10.0
 """Deaths that come sooner after one another make the next start wait."""
@@ -57,7 +59,7 @@ class Supervisor:
         failure: FailureConfig,
         incarnation: int,
         *,
-        spawn: Callable[[int, int], None],
+        spawn: Callable[[int, int], int],
         kill: Callable[[int], None],
         perform: Callable[[ef.Effect], None],
     ) -> None:
@@ -75,6 +77,7 @@ class Supervisor:
         self._poller: zmq.Poller | None = None
         self._connection: socket.socket | None = None
         self._ready = self._blocked = False
+        self._pid = 0
         self._received = bytearray()
         self._unsent = bytearray()
         self._died: float | None = None
@@ -172,8 +175,8 @@ class Supervisor:
             connection, _ = self._listener.accept()
         except BlockingIOError:
             return
-        if self._connection is not None:
-            connection.close()  # nobody has two
+        if self._connection is not None or _caller(connection) != self._pid:
+            connection.close()  # nobody has two, and a stranger none
             return
         connection.setblocking(False)
         self._connection = connection
@@ -259,7 +262,7 @@ class Supervisor:
         self._start_at = None
         self._since = time.monotonic()
         self._tell_member("started", "from its journal" if self.restarts else "")
-        self._spawn(self._incarnation, self._entries.done)
+        self._pid = self._spawn(self._incarnation, self._entries.done)
 
     def gone(self, reason: str, *, failed: bool) -> None:
         """The process has ended; ``failed``: by an error of its own, not because it was killed."""
@@ -290,3 +293,10 @@ class Supervisor:
 
     def _tell_member(self, state: str, reason: str) -> None:
         self._perform(ef.MemberChanged("scheduler", 0, self._incarnation, state, reason))
+
+
+def _caller(connection: socket.socket) -> int:
+    """The number of the process at the other end, as the kernel knows it."""
+    peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    pid, _, _ = _CREDENTIALS.unpack(peer)
+    return int(pid)

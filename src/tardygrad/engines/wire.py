@@ -1,8 +1,9 @@
 """Messages as bytes: msgpack of the type's name and its fields, and nothing that runs code.
 
-What cannot be decoded (random bytes, another version, a wrong number or type of fields) gives None;
-the receiver counts it and goes on. Types are checked all the way down, against the annotations of
-the message, because a machine may rely on what it is given.
+What cannot be decoded (random bytes, a wrong number or type of fields) gives None; the receiver
+counts it and goes on. Whatever is decoded has been unsealed before (``seals``). Types are checked
+all the way down, against the annotations of the message, because a machine may rely on what it is
+given.
 
 Between the main process and the scheduler's own, entries travel too (numbered events with their
 times, also those that no peer may send), and the effects that answer them.
@@ -17,10 +18,10 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_ty
 
 import msgpack
 
+from tardygrad.engines.seals import MESSAGE_BYTES_MAX
 from tardygrad.protocol import effects as ef
 from tardygrad.protocol import events as ev
 
-_LIMIT = 1 << 24
 _UNPACK_ERRORS = (ValueError, TypeError, KeyError, RecursionError, msgpack.UnpackException)
 
 _Check = Callable[[Any], Any]
@@ -109,7 +110,7 @@ def encode(message: ev.Event) -> bytes:
 
 def decode(data: bytes) -> Any | None:
     """The message, or None if these bytes are none."""
-    if len(data) > _LIMIT:
+    if len(data) > MESSAGE_BYTES_MAX:
         return None
     try:
         name, *fields = msgpack.unpackb(data, use_list=False, strict_map_key=False)
@@ -120,7 +121,7 @@ def decode(data: bytes) -> Any | None:
 
 def decode_data(data: bytes) -> dict[str, Any] | None:
     """What is no message of the protocol but a table of counts; None if these bytes are none."""
-    if len(data) > _LIMIT:
+    if len(data) > MESSAGE_BYTES_MAX:
         return None
     try:
         found = msgpack.unpackb(data, strict_map_key=False)

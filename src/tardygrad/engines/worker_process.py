@@ -19,8 +19,9 @@ import zmq
 
 from tardygrad.engines.base import Job
 from tardygrad.engines.bells import Bell, Ringer
-from tardygrad.engines.child import REPORT, Link, live, open_source
+from tardygrad.engines.child import Link, live, open_source
 from tardygrad.engines.entries import EntryLog
+from tardygrad.engines.gate import REPORT
 from tardygrad.engines.gloo import CONNECTING_S, Ring
 from tardygrad.engines.peers import Peer
 from tardygrad.engines.shared_board import SharedBoard

@@ -27,6 +27,8 @@ from typing import Any
 
 import msgpack
 
+from tardygrad.engines import seals
+
 _PARENT_DEATH_SIGNAL = 1
 _LOOK_EVERY_MS = 1000
 
@@ -110,6 +112,7 @@ class _Zygote:
     def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
         if "job" in request:
             os.environ["TARDYGRAD_JOB"] = request["job"]
+            seals.inherit(seals.Secret(*request["secret"]))
             return {}
         try:
             pid = os.fork()

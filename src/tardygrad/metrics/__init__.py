@@ -32,7 +32,7 @@ run_end     outcome (done, preempted, failed), reason, samples, seconds, samples
             stretch), workers (as in progress, samples_per_s over the whole stretch), servers
             {server, pushes, applying_s}, ledger {exact, applied, dropped, missing, twice}, digest,
             bytes_pushed, bytes_unencoded (what pushes would have been without a codec),
-            bytes_pulled, final {metric: value}
+            bytes_pulled, messages_refused, final {metric: value}
 ==========  =======================================================================================
 """
 

@@ -140,15 +140,19 @@ class Auditor:
         Raises:
             InvariantViolation: something is missing.
         """
-        for shard, state in enumerate(self._shards):
-            for epoch in range(epochs):
-                for fragment in range(self._plan.fragments_per_epoch):
-                    got = state.nexts.get((epoch, fragment), 0)
-                    if got != self._plan.batches(fragment):
-                        raise InvariantViolation(
-                            f"shard {shard}: epoch {epoch}, fragment {fragment} stands at batch "
-                            f"{got} of {self._plan.batches(fragment)} at the end"
-                        )
+        for shard in range(len(self._shards)):
+            self.finished_shard(shard, epochs)
+
+    def finished_shard(self, shard: int, epochs: int) -> None:
+        """:meth:`finished` for one shard alone."""
+        for epoch in range(epochs):
+            for fragment in range(self._plan.fragments_per_epoch):
+                got = self._shards[shard].nexts.get((epoch, fragment), 0)
+                if got != self._plan.batches(fragment):
+                    raise InvariantViolation(
+                        f"shard {shard}: epoch {epoch}, fragment {fragment} stands at batch "
+                        f"{got} of {self._plan.batches(fragment)} at the end"
+                    )
 
 
 def _broken(shard: int, record: Record, what: str) -> InvariantViolation:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 from tardygrad.protocol.effects import MemberChanged
 from tardygrad.protocol.events import Lease, LeaseAsked
+from tardygrad.protocol.states import SHARD, SLOT
 
 STARTING = "starting"
 READY = "ready"
@@ -30,7 +31,7 @@ class WorkerEntry:
     def __init__(self, worker: int, incarnation: int) -> None:
         self.worker = worker
         self.incarnation = incarnation
-        self.state = STARTING
+        self.state = SLOT.start
         self.session = 0
         self.due = 0.0
         self.heard = 0.0
@@ -53,6 +54,10 @@ class WorkerEntry:
         """Its present process has computed something."""
         return self.steps > 0 or self.booked
 
+    def turn(self, cause: str) -> None:
+        """Come into the state that follows (``states.SLOT``)."""
+        self.state = SLOT.after(self.state, cause)
+
     def changed(self, state: str, reason: str) -> MemberChanged:
         """What people are told of it."""
         return MemberChanged("worker", self.worker, self.incarnation, state, reason)
@@ -60,7 +65,7 @@ class WorkerEntry:
     def born(self, incarnation: int, due: float) -> None:
         """A new process takes the slot, now or at a later time."""
         self.incarnation = incarnation
-        self.state = STARTING
+        self.turn("born")
         self.asked = self.granted = None
         self.last_ask = 0
         self.steps = -1
@@ -79,16 +84,25 @@ class WorkerEntry:
 class ServerEntry:
     """One shard's server."""
 
-    __slots__ = ("heard", "incarnation", "moved", "ready", "restarts", "shard", "steps")
+    __slots__ = ("heard", "incarnation", "moved", "restarts", "shard", "state", "steps")
 
     def __init__(self, shard: int, incarnation: int) -> None:
         self.shard = shard
         self.incarnation = incarnation
-        self.ready = False
+        self.state = SHARD.start
         self.restarts = 0
         self.steps = 0
         self.heard = 0.0
         self.moved = 0.0
+
+    @property
+    def ready(self) -> bool:
+        """It is up, and the scheduler knows its ledger."""
+        return self.state == READY
+
+    def turn(self, cause: str) -> None:
+        """Come into the state that follows (``states.SHARD``)."""
+        self.state = SHARD.after(self.state, cause)
 
     def changed(self, state: str, reason: str) -> MemberChanged:
         """What people are told of it."""

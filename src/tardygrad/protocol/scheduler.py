@@ -35,6 +35,7 @@ from tardygrad.protocol.effects import (
 from tardygrad.protocol.leasing import LeaseDesk
 from tardygrad.protocol.outbox import Outbox
 from tardygrad.protocol.scheduler_settings import SchedulerSettings
+from tardygrad.protocol.states import RUN
 from tardygrad.protocol.watch import Watch
 
 STARTING = "starting"
@@ -50,7 +51,7 @@ class Scheduler:
     def __init__(self, settings: SchedulerSettings) -> None:
         s = settings
         self.settings = s
-        self.phase = STARTING
+        self.phase = RUN.start
         self.outcome: Outcome | Literal[""] = ""
         self.reason = ""
         first_incarnation = s.generation << 10
@@ -149,7 +150,7 @@ class Scheduler:
         entry.heard = now
         if entry.state == mb.READY:
             return []
-        entry.state = mb.READY
+        entry.turn("ready")
         return [entry.changed("ready", "")]
 
     def _lease_asked(self, event: ev.LeaseAsked, now: float) -> list[Effect]:
@@ -225,12 +226,12 @@ class Scheduler:
         seen = Send(("server", event.shard), ev.ServerSeen(event.incarnation))
         if entry.ready:
             return [seen]
-        entry.ready = True
+        entry.turn("ready")
         effects: list[Effect] = [seen, entry.changed("ready", f"v{event.version}")]
         if event.incarnation > 0:
             effects += self._restored(event, now)
         if self.phase == STARTING and self.serving:
-            self.phase = RUNNING
+            self.phase = RUN.after(self.phase, "serves")
             effects += self._look_at_epochs(now)
         if self.phase == SAVING and self.serving:
             effects += self._save(now)
@@ -251,7 +252,8 @@ class Scheduler:
 
     def _reopen(self, now: float) -> list[Effect]:
         # A server died after the last epoch: what its snapshot lacks is trained again.
-        self.phase, self.outcome, self.reason = RUNNING, "", ""
+        self.phase = RUN.after(self.phase, "reopens")
+        self.outcome, self.reason = "", ""
         self.round.abandon()
         effects: list[Effect] = []
         dead = [w for w in self.workers if w.state == mb.DEAD]
@@ -281,7 +283,7 @@ class Scheduler:
         if entry is None:
             return []
         effects: list[Effect] = [entry.changed("died", event.reason)]
-        entry.state = mb.DEAD
+        entry.turn("dies")
         hopeless = self.restarts.died(entry)
         if self.settings.uses_clocks:
             for other in self.workers:
@@ -302,7 +304,7 @@ class Scheduler:
         delay = self.restarts.delay_s(entry)
         if delay is not None:
             return self._spawn(entry, entry.incarnation + 1, delay, now)
-        entry.state = mb.PUT_ASIDE
+        entry.turn("put_aside")
         reason = f"all {self.settings.restarts} restarts are used up"
         effects: list[Effect] = [entry.changed("put_aside", reason)]
         if mb.no_one_left(self.workers):
@@ -315,10 +317,10 @@ class Scheduler:
         if entry.incarnation != event.incarnation:
             return []
         effects: list[Effect] = [entry.changed("died", event.reason)]
-        entry.ready = False
+        entry.turn("dies")
         self.round.abandon()
         if event.fatal or entry.restarts >= max(self.settings.restarts, 1):
-            self.phase = OVER
+            self.phase = RUN.after(self.phase, "fails")
             return [*effects, Finished("failed", f"server {event.shard}: {event.reason}")]
         entry.restarts += 1
         entry.incarnation += 1
@@ -379,7 +381,7 @@ class Scheduler:
                 why = f"did not leave within {self.settings.stop_s:g} s"
                 effects.append(KillWorker(entry.worker, entry.incarnation, why))
                 effects.append(entry.changed("died", why))
-                entry.state = mb.DEAD
+                entry.turn("dies")
                 self._desk.leaves(entry.worker)
             elif entry.alive:
                 effects.append(Send(("worker", entry.worker), ev.StopAsked(self.reason)))
@@ -398,7 +400,7 @@ class Scheduler:
         effects: list[Effect] = [Decided(f"checkpoint {self.round.step} is given up", why)]
         self.round.abandon()
         if self._saved_in_vain:
-            self.phase = OVER
+            self.phase = RUN.after(self.phase, "fails")
             reason = f"the last checkpoint could not be written: {why}, for the second time; "
             return [*effects, Finished("failed", reason + "resume the run when its disk answers")]
         self._saved_in_vain = True
@@ -421,7 +423,7 @@ class Scheduler:
             given_up = Decided(f"checkpoint {event.step} is given up", event.reason)
             if self.phase != SAVING:
                 return [given_up]
-            self.phase = OVER
+            self.phase = RUN.after(self.phase, "fails")
             reason = f"the last checkpoint could not be written: {event.reason}"
             return [given_up, Finished("failed", reason)]
         commit = self.round.take(event, self._state())
@@ -429,7 +431,7 @@ class Scheduler:
             return []
         if self.phase != SAVING:
             return [commit]
-        self.phase = OVER
+        self.phase = RUN.after(self.phase, "saved")
         assert self.outcome  # a run that is being saved has one
         return [commit, Finished(self.outcome, self.reason)]
 
@@ -452,7 +454,7 @@ class Scheduler:
 
     def _stop(self, outcome: Outcome, reason: str, now: float) -> list[Effect]:
         self.outcome, self.reason = outcome, reason
-        self.phase = STOPPING
+        self.phase = RUN.after(self.phase, "stops")
         self._stop_since = now
         effects: list[Effect] = [Decided(f"the run stops: {outcome}", reason)]
         for entry in self.workers:
@@ -465,7 +467,7 @@ class Scheduler:
         return effects + self._look_at_leaving(now)
 
     def _leaves(self, entry: mb.WorkerEntry) -> MemberChanged:
-        entry.state = mb.LEFT
+        entry.turn("leaves")
         self._desk.forget(entry.worker)
         self._desk.leaves(entry.worker)
         return entry.changed("left", self.reason)
@@ -483,5 +485,5 @@ class Scheduler:
     def _look_at_leaving(self, now: float) -> list[Effect]:
         if self.phase != STOPPING or any(w.alive for w in self.workers):
             return []
-        self.phase = SAVING
+        self.phase = RUN.after(self.phase, "left")
         return self._save(now) if self.serving else []

@@ -477,7 +477,9 @@ class Server:
                 event.samples,
                 event.file,
             )
-        self._snapshot_answer = message
+        if event.step == self._snapshot_step:
+            # Of an earlier one nobody asks any more; it must not stand for the newest.
+            self._snapshot_answer = message
         return [Send(ev.SCHEDULER, message)]
 
     def _tick(self, event: ev.Tick, now: float) -> list[Effect]:

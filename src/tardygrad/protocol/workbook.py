@@ -13,20 +13,27 @@ epoch exhausted go on with the next one while others finish, but nobody gets fur
 from __future__ import annotations
 
 import heapq
+from collections.abc import Collection
 
 from tardygrad.data.fragments import FragmentPlan
+from tardygrad.errors import InvariantViolation
 from tardygrad.protocol.events import Lease, ServerReady
+from tardygrad.protocol.states import FRAGMENT
 
 Fragment = tuple[int, int]
 """``(epoch, fragment)``."""
 
+FRESH, LEASED, FENCING, PENDING, DONE = "fresh", "leased", "fencing", "pending", "done"
+
 
 class _EpochBook:
-    __slots__ = ("booked", "done", "issued")
+    __slots__ = ("booked", "done", "issued", "states")
 
     def __init__(self) -> None:
         self.issued = 0
-        self.done: set[int] = set()
+        self.done = 0
+        # Of those that are not fresh.
+        self.states: dict[int, str] = {}
         self.booked: dict[int, set[int]] = {}
 
 
@@ -91,7 +98,28 @@ class WorkBook:
 
     def fragments_done(self) -> int:
         """Fragments of the whole run that are done."""
-        return sum(len(book.done) for book in self._books)
+        return sum(book.done for book in self._books)
+
+    def state(self, where: Fragment) -> str:
+        """A fragment's state (``states.FRAGMENT``)."""
+        epoch, fragment = where
+        return self._books[epoch].states.get(fragment, FRESH) if epoch < len(self._books) else FRESH
+
+    def check(self) -> None:
+        """See that each fragment's state is what the rest of the book says of it.
+
+        Raises:
+            InvariantViolation: it is not.
+        """
+        said = dict.fromkeys(self._fence_of, LEASED)
+        said |= dict.fromkeys(self.fencing, FENCING)
+        said |= dict.fromkeys(((e, f) for e, f, _, _ in self._pending), PENDING)
+        held = {(e, f): s for e, b in enumerate(self._books) for f, s in b.states.items()}
+        if said != {where: state for where, state in held.items() if state != DONE}:
+            raise InvariantViolation(f"the fragments are {held}, but the book has {said}")
+
+    def _turn(self, where: Fragment, cause: str) -> None:
+        self._books[where[0]].states[where[1]] = FRAGMENT.after(self.state(where), cause)
 
     # --- leases -------------------------------------------------------------------------------
 
@@ -122,6 +150,7 @@ class WorkBook:
             fragment = self._books[fresh].issued
             self._books[fresh].issued += 1
         stop = self.plan.batches(fragment)
+        self._turn((epoch, fragment), "leased")
         fence = self.new_fence()
         lease = Lease(fence, session, worker, epoch, fragment, first, stop, cuts, clock, share)
         self.leases[lease.fence] = lease
@@ -155,6 +184,7 @@ class WorkBook:
 
     def _begin_fencing(self, where: Fragment) -> Fragment:
         lease = self._close_lease(where)
+        self._turn(where, "ended" if lease else "lacking")
         known = self.plan.batches(where[1]) if lease is None else max((lease.first, *lease.cuts))
         self.fencing[where] = _Fencing(self.new_fence(), self._shards, known)
         return where
@@ -173,13 +203,14 @@ class WorkBook:
         entry.nexts[shard] = next_batch
         if entry.waiting:
             return False
-        del self.fencing[where]
         epoch, fragment = where
         stop = self.plan.batches(fragment)
         for s, standing in entry.nexts.items():
             if standing == stop:
                 self.booked(s, epoch, fragment)
-        if fragment not in self._books[epoch].done:
+        if self.state(where) == FENCING:
+            self._turn(where, "answered")
+            del self.fencing[where]
             first, *cuts = sorted(set(entry.nexts.values()))
             heapq.heappush(self._pending, (epoch, fragment, first, tuple(cuts)))
         return True
@@ -188,18 +219,28 @@ class WorkBook:
 
     def booked(self, shard: int, epoch: int, fragment: int) -> Lease | None:
         """A shard has booked a fragment whole. Returns the lease that this completes, if any."""
-        book = self._books[epoch]
-        if fragment in book.done:
+        book, where = self._books[epoch], (epoch, fragment)
+        before = self.state(where)
+        if before == DONE:
             return None
         shards = book.booked.setdefault(fragment, set())
         shards.add(shard)
         if len(shards) < len(self._shards):
             return None
         del book.booked[fragment]
-        book.done.add(fragment)
-        if len(book.done) == self._fragments:
+        self._turn(where, "booked")
+        book.done += 1
+        if book.done == self._fragments:
             self._unfinished.discard(epoch)
-        return self._close_lease((epoch, fragment))
+        # Nobody has to answer, nobody gets it again.
+        self.fencing.pop(where, None)
+        if before == PENDING:
+            self._forget_pending({where})
+        return self._close_lease(where)
+
+    def _forget_pending(self, fragments: Collection[Fragment]) -> None:
+        self._pending = [p for p in self._pending if (p[0], p[1]) not in fragments]
+        heapq.heapify(self._pending)
 
     def newly_ended(self) -> list[int]:
         """Epochs that ended since the last call, each reported once in a run."""
@@ -223,7 +264,6 @@ class WorkBook:
         complete = set(ready.complete)
         self._issue_what_was_touched(complete, nexts)
         again = dict.fromkeys(self.release_all())
-        pending = {(e, f) for e, f, _, _ in self._pending}
         for epoch, book in enumerate(self._books):
             for fragment in range(book.issued):
                 where = (epoch, fragment)
@@ -231,7 +271,7 @@ class WorkBook:
                     if where in self.fencing:
                         continue
                     self.booked(ready.shard, epoch, fragment)
-                    if fragment in book.done or where in pending:
+                    if self.state(where) in (DONE, PENDING):
                         continue
                     # Only this shard's ledger tells of it: the others must be asked.
                 else:
@@ -241,8 +281,7 @@ class WorkBook:
                 else:
                     self._begin_fencing(where)
                 again[where] = None
-        self._pending = [p for p in self._pending if (p[0], p[1]) not in self.fencing]
-        heapq.heapify(self._pending)
+        self._forget_pending(self.fencing)
         return list(again)
 
     def _issue_what_was_touched(
@@ -261,8 +300,8 @@ class WorkBook:
     def _unbook(self, shard: int, where: Fragment) -> None:
         epoch, fragment = where
         book = self._books[epoch]
-        if fragment in book.done:
-            book.done.discard(fragment)
+        if self.state(where) == DONE:
+            book.done -= 1
             book.booked[fragment] = set(self._shards)
             self._unfinished.add(epoch)
         if fragment in book.booked:

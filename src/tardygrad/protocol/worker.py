@@ -44,6 +44,7 @@ from tardygrad.protocol.effects import (
     Send,
 )
 from tardygrad.protocol.residuals import LIFE_BITS
+from tardygrad.protocol.states import WORKER as LIFE
 
 IDLE = "idle"
 PULLING = "pulling"
@@ -114,7 +115,7 @@ class Worker:
         self.worker = worker
         self.incarnation = incarnation
         self.settings = settings
-        self.phase = IDLE
+        self.phase = LIFE.start
         self.clock = 0
         self.session = _NO_SESSION
         self.lease: ev.Lease | None = None
@@ -186,11 +187,11 @@ class Worker:
         if len(self.outstanding) > self.settings.in_flight:
             return []
         if not self._connected:
-            self.phase = JOINING
+            self.phase = LIFE.after(self.phase, "joins")
             self._phase_since = now
             return [JoinGroup(self.group)]
         self._seq += 1
-        self.phase = PULLING
+        self.phase = LIFE.after(self.phase, "pulls")
         self._phase_since = now
         return [self._pull_effect()]
 
@@ -222,7 +223,7 @@ class Worker:
         return True
 
     def _leave(self) -> list[Effect]:
-        self.phase = GONE
+        self.phase = LIFE.after(self.phase, "leaves")
         left = ev.WorkerLeft(self.worker, self.incarnation)
         return [*self._leave_group(), Send(ev.SCHEDULER, left), Leave(self.stopping)]
 
@@ -238,7 +239,7 @@ class Worker:
     def _compute(self, now: float) -> list[Effect]:
         lease = self.lease
         assert lease is not None
-        self.phase = COMPUTING
+        self.phase = LIFE.after(self.phase, "computes")
         self._phase_since = now
         self._computing = lease
         self._range_stop = self._next_stop(lease)
@@ -256,7 +257,6 @@ class Worker:
     def _computed(self, event: ev.Computed, now: float) -> list[Effect]:
         if self.phase != COMPUTING or event.seq != self._seq:
             return []
-        self.phase = IDLE
         if self._warm:
             self._samples += event.samples
             self._seconds += now - self._phase_since
@@ -264,10 +264,12 @@ class Worker:
         lease, self._computing = self._computing, None
         if lease is None or lease is not self.lease:
             # Abandoned while it was computed: nobody would accept it.
+            self.phase = LIFE.after(self.phase, "computed")
             return [Release(event.seq), *self._advance(now)]
         if self.group.size > 1:
-            self.phase, self._brought = REDUCING, event.samples
+            self.phase, self._brought = LIFE.after(self.phase, "reduces"), event.samples
             return [Reduce(event.seq, self.group, event.samples)]
+        self.phase = LIFE.after(self.phase, "computed")
         return self._push(event.seq, event.samples, lease, now)
 
     def _push(self, seq: int, samples: int, lease: ev.Lease, now: float) -> list[Effect]:
@@ -304,7 +306,7 @@ class Worker:
     def _overtaken(self, event: ev.Overtaken, now: float) -> list[Effect]:
         if self.phase != COMPUTING or event.seq != self._seq:
             return []
-        self.phase = IDLE
+        self.phase = LIFE.after(self.phase, "overtaken")
         lease, self._computing = self._computing, None
         effects: list[Effect] = [Release(event.seq)]
         if lease is self.lease:
@@ -320,7 +322,7 @@ class Worker:
             return []
         if event.error:
             return self._break_up(f"its group did not come together: {event.error}", now)
-        self.phase = IDLE
+        self.phase = LIFE.after(self.phase, "joined")
         self._connected = True
         return self._advance(now)
 
@@ -329,13 +331,13 @@ class Worker:
             return []
         if event.error:
             return self._break_up(f"its group broke: {event.error}", now)
-        self.phase = HOLDING
+        self.phase = LIFE.after(self.phase, "reduced")
         return self._let_go(now)
 
     def _let_go(self, now: float) -> list[Effect]:
         if self.outstanding:
             return []
-        self.phase = IDLE
+        self.phase = LIFE.after(self.phase, "pushes")
         assert self.lease is not None
         return self._push(self._seq, self._brought, self.lease, now)
 
@@ -418,7 +420,7 @@ class Worker:
             self.upcoming = None
         reduced = self.phase in (REDUCING, HOLDING)
         if reduced or self.phase in (PULLING, JOINING):
-            self.phase = IDLE
+            self.phase = LIFE.after(self.phase, "gives_up")
         return [*self._leave_group(), *([Release(self._seq)] if reduced else [])]
 
     # --- the scheduler ------------------------------------------------------------------------
@@ -462,7 +464,7 @@ class Worker:
         self.stopping = event.reason or "asked to stop"
         if self.phase in (PULLING, JOINING):
             # What it waits for is of no use any more, and may never come.
-            self.phase = IDLE
+            self.phase = LIFE.after(self.phase, "stops")
         return self._advance(now)
 
     def _tick(self, event: ev.Tick, now: float) -> list[Effect]:

@@ -10,25 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from typing import Any, Literal
-
-import torch
-from torch import nn
+from typing import Any
 
 from tardygrad import codecs
 from tardygrad.config import Duration, merge
-from tardygrad.data.sources import ArraySource
-from tardygrad.engines.base import Job
-from tardygrad.testing.simulation import (
-    MemoryStore,
-    SimulatedCluster,
-    Stop,
-    counting_job,
-    null_job,
-    torch_job,
-)
+from tardygrad.testing.misfortunes import with_misfortunes
+from tardygrad.testing.schedules import BATCH, Schedule
+from tardygrad.testing.simulation import Stop
 
-BATCH = 4
 TORCH_EVERY = 40
 """Of so many schedules one has a torch model, if its run is short."""
 GROUPS_SHARE = 0.3
@@ -36,49 +25,6 @@ GROUPS_SHARE = 0.3
 PEERS_SHARE = 0.25
 """Of the schedules whose updates take effect as they come, so many average replicas in pairs."""
 _TORCH_SAMPLES = 160
-_FEATURES = 6
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Schedule:
-    """One random run.
-
-    Attributes:
-        seed: it decided everything else.
-        samples: how many samples an epoch has.
-        settings: keys of the configuration, faults included.
-        stops: interruptions and power cuts, one a stretch.
-        failing: which writes of the store fail.
-        model: ``null`` computes nothing; the parameters of ``counting`` count samples; ``torch`` is
-            a small network with batch normalisation and dropout.
-        disk: how long snapshots and manifests take until they are there.
-    """
-
-    seed: int
-    samples: int
-    settings: dict[str, Any]
-    stops: tuple[Stop, ...]
-    failing: frozenset[int]
-    model: Literal["null", "counting", "torch"]
-    disk: Duration
-
-    def job(self) -> Job:
-        """The job to run."""
-        if self.model == "torch":
-            generator = torch.Generator().manual_seed(self.seed)
-            inputs = torch.randn(self.samples, _FEATURES, generator=generator)
-            return torch_job(
-                _network, ArraySource(inputs, inputs[:, :3].argmax(dim=1)), **self.settings
-            )
-        make = counting_job if self.model == "counting" else null_job
-        return make(samples=self.samples, **self.settings)
-
-    def cluster(self, **options: Any) -> SimulatedCluster:
-        """The cluster to run it on; ``options`` go to ``SimulatedCluster``."""
-        store = MemoryStore(self.failing)
-        return SimulatedCluster(
-            self.job(), store=store, stops=self.stops, disk=self.disk, **options
-        )
 
 
 def random_schedule(seed: int) -> Schedule:
@@ -129,6 +75,7 @@ def random_schedule(seed: int) -> Schedule:
     schedule = _with_peers(schedule, random.Random(f"peers of {seed}"))
     schedule = _with_balance(schedule, random.Random(f"balance of {seed}"))
     schedule = _with_links(schedule, random.Random(f"links of {seed}"))
+    schedule = with_misfortunes(schedule, random.Random(f"misfortunes of {seed}"))
     horizon_s = 1.5 * nominal_s + 0.2
     return _without_scheduler(schedule, random.Random(f"scheduler of {seed}"), horizon_s)
 
@@ -271,12 +218,6 @@ def _with_codec(schedule: Schedule) -> Schedule:
         codec |= {"error_feedback": False}
     settings = merge(schedule.settings, {"method": {"codec": codec}})
     return dataclasses.replace(schedule, settings=settings)
-
-
-def _network() -> nn.Module:
-    return nn.Sequential(
-        nn.Linear(_FEATURES, 9), nn.BatchNorm1d(9), nn.Dropout(0.2), nn.Linear(9, 3)
-    )
 
 
 def _method(rng: random.Random) -> dict[str, Any]:

@@ -159,19 +159,28 @@ class MemoryStore:
 
     Args:
         failing: the numbers (from 0) of the writes that fail as on a full disk.
+        torn: the numbers of those that succeed, and are found damaged when they are read.
+        full: the numbers of the manifests that fail as on a full disk.
 
     A snapshot of a checkpoint that is already visible must never change, and what is committed must
     be there: both are checked, and broken promises raise ``InvariantViolation``.
     """
 
-    def __init__(self, failing: Collection[int] = ()) -> None:
+    def __init__(
+        self,
+        failing: Collection[int] = (),
+        torn: Collection[int] = (),
+        full: Collection[int] = (),
+    ) -> None:
         self.checkpoints: dict[int, dict[str, Any]] = {}
         self.last_step = 0
         self._files: dict[tuple[int, int], Snapshot] = {}
         self._workers: dict[tuple[int, int], WorkerState] = {}
         self._left: dict[int, dict[int, WorkerState]] = {}
-        self._failing = failing
-        self._writes = 0
+        self._failing, self._torn, self._full = failing, torn, full
+        self._writes = self._manifests = 0
+        self.damaged: set[tuple[int, int]] = set()
+        """Which shard's snapshots, each as ``(step, shard)``, nobody can read."""
 
     def write(
         self, step: int, shard: int, tensors: Tensors, state: dict[str, Any]
@@ -188,6 +197,8 @@ class MemoryStore:
         if step in self.checkpoints:
             raise InvariantViolation(f"checkpoint {step} is visible and shard {shard} changes it")
         self.last_step = max(self.last_step, step)
+        if number in self._torn:
+            self.damaged.add((step, shard))
         kept = {key: value.clone() for key, value in tensors.items()}
         self._files[(step, shard)] = Snapshot(step, kept, copy.deepcopy(state))
         size = sum(value.numel() * value.element_size() for value in kept.values())
@@ -199,8 +210,12 @@ class MemoryStore:
         """Make a checkpoint visible.
 
         Raises:
+            StorageError: this manifest is one of those that fail.
             InvariantViolation: it is not complete, or not new.
         """
+        number, self._manifests = self._manifests, self._manifests + 1
+        if number in self._full:
+            raise StorageError(f"no space left for the manifest of checkpoint {step}")
         wanted = [f"{step}/shard-{shard}" for shard in range(len(files))]
         there = all((step, shard) in self._files for shard in range(len(files)))
         if [name for name, _, _ in files] != wanted or not there:
@@ -227,17 +242,18 @@ class MemoryStore:
         return newest, copy.deepcopy(self._left.get(newest, {})), []
 
     def newest(self, shard: int) -> Snapshot | None:
-        """A copy of the shard's snapshot in the newest checkpoint."""
-        if not self.checkpoints:
-            return None
-        return copy.deepcopy(self._files[(max(self.checkpoints), shard)])
+        """A copy of the shard's snapshot in the newest checkpoint where it is whole."""
+        whole = [step for step in self.checkpoints if (step, shard) not in self.damaged]
+        return copy.deepcopy(self._files[(max(whole), shard)]) if whole else None
 
     def ledgers(self, plan: FragmentPlan) -> list[Ledger]:
-        """The ledgers of all shards in the newest checkpoint; none without one."""
+        """The ledgers that all shards go on with; none without a checkpoint."""
         newest = max(self.checkpoints, default=0)
         shards = sorted(shard for step, shard in self._files if step == newest)
-        states = [self._files[(newest, shard)].state["ledger"] for shard in shards]
-        return [Ledger.from_state(plan, state) for state in states]
+        found = [self.newest(shard) for shard in shards]
+        return [
+            Ledger(plan) if s is None else Ledger.from_state(plan, s.state["ledger"]) for s in found
+        ]
 
 
 class PowerCut(Exception):
@@ -373,7 +389,10 @@ class SimulatedCluster:
             self._check_counts(end)
 
     def _check_last_checkpoint(self, end: RunEnd) -> None:
+        newest = max(self.store.checkpoints, default=0)
         for shard, key_range in enumerate(self.job.ranges):
+            if (newest, shard) in self.store.damaged:
+                continue
             snapshot = self.store.newest(shard)
             if snapshot is None:
                 raise InvariantViolation("the run is done and there is no checkpoint")

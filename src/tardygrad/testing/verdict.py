@@ -77,7 +77,9 @@ def _explain(job: Job, now: float, change: ef.MemberChanged) -> None:
     lossy = any(f.kind in ("loss", "delay") and f.rate >= 0.1 for f in faults)
     silent = change.reason.startswith(("no sign of life", "not ready")) and silencing
     slowed = _product([f for f in faults if f.kind == "slow" and f.target == name])
-    stuck = change.reason.startswith("no progress") and (lossy or slowed > 10)
+    deaf = any(f.kind == "blackout" and f.way != "both" for f in faults)
+    stuck = change.reason.startswith("no progress") and (lossy or deaf or slowed > 10)
+    stuck = stuck or (deaf and change.reason.startswith("no answer"))
     if not silent and not stuck:
         raise InvariantViolation(
             f"at {now:.3f} s {name} is suspected without cause: {change.reason}"
