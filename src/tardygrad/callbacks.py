@@ -8,17 +8,24 @@ shown.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
+
+
+def _no_record(event: str, **fields: Any) -> None:
+    raise ValueError(f"event {event!r} was told before the run began; expected it from then on")
 
 
 class Callback:
     """Override what you want to hear. ``logs`` are the fields of the event in metrics.jsonl.
 
     Set ``self.stop_training = True`` to stop the run in good order (it can be resumed).
+    ``self.emit(event, **fields)`` puts an event of your own into metrics.jsonl, from any thread,
+    as long as the run goes on; before and after that it raises ValueError.
     """
 
     stop_training: bool = False
+    emit: Callable[..., None] = staticmethod(_no_record)
 
     def on_train_begin(self) -> None:
         """The run directory is there; no process has started."""
@@ -61,9 +68,14 @@ class CallbackList:
                 return f"{type(callback).__name__} set stop_training"
         return ""
 
-    def begin(self) -> None:
-        """The run begins; an error here is raised at once, as nothing is to be wound up yet."""
+    def begin(self, emit: Callable[..., None]) -> None:
+        """The run begins; an error here is raised at once, as nothing is to be wound up yet.
+
+        Args:
+            emit: puts an event into metrics.jsonl, by its kind and its fields.
+        """
         for callback in self._callbacks:
+            callback.emit = emit
             callback.on_train_begin()
 
     def tell(self, record: dict[str, Any]) -> None:
