@@ -12,20 +12,28 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 
-def _no_record(event: str, **fields: Any) -> None:
-    raise ValueError(f"event {event!r} was told before the run began; expected it from then on")
-
-
 class Callback:
     """Override what you want to hear. ``logs`` are the fields of the event in metrics.jsonl.
 
     Set ``self.stop_training = True`` to stop the run in good order (it can be resumed).
-    ``self.emit(event, **fields)`` puts an event of your own into metrics.jsonl, from any thread,
-    as long as the run goes on; before and after that it raises ValueError.
     """
 
     stop_training: bool = False
-    emit: Callable[..., None] = staticmethod(_no_record)
+    _emit: Callable[..., None] | None = None
+
+    def emit(self, event: str, **fields: Any) -> None:
+        """Put an event of your own into metrics.jsonl; from any thread.
+
+        Args:
+            event: its kind; one that tardygrad does not use itself.
+            fields: what else it has.
+
+        Raises:
+            ValueError: the run has not begun, or is over.
+        """
+        if self._emit is None:
+            raise ValueError(f"event {event!r} comes before the run; expected it while it goes on")
+        self._emit(event, **fields)
 
     def on_train_begin(self) -> None:
         """The run directory is there; no process has started."""
@@ -75,7 +83,7 @@ class CallbackList:
             emit: puts an event into metrics.jsonl, by its kind and its fields.
         """
         for callback in self._callbacks:
-            callback.emit = emit
+            callback._emit = emit
             callback.on_train_begin()
 
     def tell(self, record: dict[str, Any]) -> None:

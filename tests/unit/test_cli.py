@@ -152,7 +152,8 @@ def test_the_options_are_frozen(command: str) -> None:
     help_page = chosen.format_help()
     usage = " ".join(help_page.partition("\n\n")[0].split())
     words = usage.replace("[-h]", "").partition(f"tardygrad {command}".strip())[2].split()
-    positional = [word for word in words if word.strip("[]") in ("RECIPE", "RUN", "NAME")]
+    named = ("RECIPE", "RUN", "NAME", "RUN-OR-RECIPE")
+    positional = [word for word in words if word.strip("[]") in named]
     positional = [word for word in positional if f"--resume {word}" not in usage]
     assert sorted(["--help", *chosen.option_names(), *positional]) == OPTIONS[command]
 
@@ -213,7 +214,7 @@ BEHIND_SET = "unknown option --lr (settings go behind --set: --set"
     ("words", "expected"),
     [
         (["trian"], "unknown command 'trian' (did you mean 'train'?); see 'tardygrad --help'"),
-        (["xyzzy"], "unknown command 'xyzzy' (valid: clean, compare, doctor,"),
+        (["xyzzy"], "unknown command 'xyzzy' (valid: chaos, clean, compare, "),
         (["--verson"], "unknown option --verson (did you mean --version?)"),
         (["train"], "nothing to run: name a recipe or a YAML file, such as 'tardygrad train "),
         (["simulate"], "nothing to run: name a recipe or a YAML file, such as 'tardygrad simul"),
