@@ -11,8 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tardygrad.callbacks import Callback, CallbackList
 from tardygrad.chaos import goodput, memory, processes
 from tardygrad.chaos.goodput import Interval
+from tardygrad.chaos.leaks import leaks
+from tardygrad.chaos.memory import Slope
+from tardygrad.chaos.outcome import LIMITS, Outcome
 from tardygrad.chaos.plan import KINDS, VICTIMS, make_plan
 from tardygrad.chaos.recovery import QUESTIONS, Fault, Recoveries, quantile, table
 from tardygrad.chaos.redone import by_reason, redone
@@ -321,3 +325,89 @@ def test_this_process_is_seen() -> None:
     assert not processes.lives(found._replace(started="0"))
     assert (processes.memory_bytes(found) or 0) > 0
     assert processes.look(2**22 + 1) is None
+
+
+# --- the verdict ------------------------------------------------------------------------------
+
+
+def outcome(**changes: Any) -> Outcome:
+    recoveries = [
+        {"kind": kind, "question": question, "count": 1, "p50_s": 0.1, "p99_s": 0.2, "max_s": 0.3}
+        for kind, questions in QUESTIONS.items()
+        for question in questions
+    ]
+    good: dict[str, Any] = {
+        "run": Path("runs/a"), "seed": 0, "planned_s": 60.0, "chaos_s": 60.0, "outcome": "done",
+        "reason": "", "faults": [Fault(0, "kill", "worker-0", 1.0, 1.0)], "skipped": 0,
+        "missing": {}, "exact": True, "verdict": "exact", "speed": 100.0, "goodput": 0.95,
+        "of_undisturbed": 0.9, "metrics": {"accuracy": 0.98, "loss": 0.1},
+        "undisturbed": {"accuracy": 0.981, "loss": 0.1}, "computed": 10, "redone": [],
+        "recoveries": recoveries, "unanswered": [], "leaks": [], "processes": 9,
+        "memory": [Slope("main", 1, 200.0, 100.0, 0.5)], "paused_s": 0.0,
+    }  # fmt: skip
+    return Outcome(**{**good, **changes})
+
+
+KEPT = {
+    "goodput": 0.95, "accuracy": 0.2, "others": 0.3, "replacement": 0.3, "shard": 0.3,
+    "scheduler": 0.3, "memory": 0.5,
+}  # fmt: skip
+MISSED = {name: 0.96 if name == "goodput" else limit * 0.4 for name, limit in KEPT.items()}
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_limits(name: str) -> None:
+    assert outcome().failures({name: KEPT[name]}) == []
+    [failure] = outcome().failures({name: MISSED[name]})
+    assert "demanded" in failure
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"outcome": "failed"},
+        {"exact": False},
+        {"leaks": ["process 7"]},
+        {"unanswered": ["kill worker-0"]},
+        {"faults": []},
+    ],
+)
+def test_what_is_always_demanded(changes: dict[str, Any]) -> None:
+    assert outcome().failures({}) == []
+    assert len(outcome(**changes).failures({})) == 1
+
+
+def test_what_is_unknown_is_missed() -> None:
+    assert len(outcome(goodput=None).failures({"goodput": 0.0})) == 1
+    assert len(outcome(undisturbed={}).failures({"accuracy": 9.0})) == 1
+
+
+def test_how_an_outcome_reads() -> None:
+    text = "\n".join(outcome(missing={"scheduler": "no process"}).lines())
+    assert "kind 'scheduler' is not available: no process" in text
+    assert "accuracy        98.00 %, undisturbed 98.10 %: -0.10 points" in text
+    assert "95.0% of what the live workers could have done" in text
+
+
+@pytest.mark.skipif(not processes.available(), reason="needs /proc")
+def test_leaks_are_found(tmp_path: Path) -> None:
+    run, temporary = tmp_path / "run", tmp_path / "temporary"
+    (run / "checkpoints" / "000000000001").mkdir(parents=True)
+    (temporary / "below").mkdir(parents=True)
+    main = 2**22 + 1
+    assert leaks(tmp_path / "empty", main, set(), "no such mark", tmp_path / "empty") == []
+    (temporary / "below" / "a.txt").touch()
+    (run / ".run.json.0123abcd.tmp").touch()
+    found = leaks(run, main, set(), "no such mark", temporary)
+    assert [line.rpartition("/")[2] for line in found] == [
+        "a.txt", ".run.json.0123abcd.tmp", "000000000001",
+    ]  # fmt: skip
+
+
+def test_callbacks_put_events_into_the_record() -> None:
+    callback, told = Callback(), []
+    with pytest.raises(ValueError, match="before the run"):
+        callback.emit("note")
+    CallbackList([callback]).begin(lambda event, **fields: told.append((event, fields)))
+    callback.emit("note", text="here")
+    assert told == [("note", {"text": "here"})]

@@ -213,6 +213,25 @@ BEHIND_SET = "unknown option --lr (settings go behind --set: --set"
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
+        (
+            ["chaos"],
+            "nothing to run: name a recipe or a YAML file, such as 'tardygrad chaos mnist-a",
+        ),
+        (
+            ["chaos", "blobs", "--kinds", "kil"],
+            "--kinds: unknown kind 'kil' (did you mean 'kill'?)",
+        ),
+        (["chaos", "blobs", "--every", "x"], "--every x: expected a time such as 500ms, 2s or 15m"),
+        (["chaos", "blobs", "--for", "1s"], "--for 1s: expected at least one --every"),
+        (["chaos", "blobs", "--limit", "a=1"], "--limit: unknown limit 'a' (did you mean"),
+        (
+            ["chaos", "blobs", "--limit", "others=x"],
+            "--limit: expected others=NUMBER, got 'others=x",
+        ),
+        (
+            ["chaos", "blobs", "--set", "engine=inline"],
+            "engine 'inline' has no processes to kill; ",
+        ),
         (["trian"], "unknown command 'trian' (did you mean 'train'?); see 'tardygrad --help'"),
         (["xyzzy"], "unknown command 'xyzzy' (valid: chaos, clean, compare, "),
         (["--verson"], "unknown option --verson (did you mean --version?)"),
