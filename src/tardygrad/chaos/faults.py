@@ -110,7 +110,8 @@ class Hand:
         now = time.monotonic()
         ended = []
         for number, (_, process, since, until) in list(self._held.items()):
-            if now >= until:
+            # One that was taken for dead has been killed meanwhile, and is not held any more.
+            if now >= until or not processes.lives(process):
                 processes.send(process, signal.SIGCONT)
                 del self._held[number]
                 ended.append(number)
