@@ -19,13 +19,15 @@ DEMONSTRATION := $(VENV)/.installed-demo
 
 .DEFAULT_GOAL := venv
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test nightly bench reproduce lint docs clean distclean
+.PHONY: help venv demo test nightly chaos soak bench reproduce lint docs clean distclean
 
 help:
 	@echo 'make            create $(VENV) and install what development needs'
 	@echo 'make demo       train the MNIST network with four workers, and show the result'
 	@echo 'make test       run all tests           ARGS="tests/unit -k layout" runs some'
 	@echo 'make nightly    20000 random fault schedules, and a larger search of small clusters'
+	@echo 'make chaos      train under faults, and demand limits'
+	@echo 'make soak       train under faults for 15 minutes, and look whether memory is flat'
 	@echo 'make bench      measure                 FIGURES="mlp cnn" measures some'
 	@echo 'make reproduce  run the studies         STUDIES="softsync" runs some'
 	@echo 'make lint       check style and types'
@@ -50,6 +52,17 @@ nightly: $(DEVELOPMENT)
 	@$(RUN) -m tardygrad.testing.fuzz --count 20000 --jobs $(JOBS) $(ARGS)
 	@$(RUN) -m tardygrad.testing.explore --workers 1 --batches 2 --fragment-batches 1 --faults 2
 	@$(RUN) -m tardygrad.testing.explore --batches 2 --fragment-batches 1 --in-flight 1
+
+# A minute of faults, one every 2 s; an undisturbed run beside it.
+chaos: $(DEMONSTRATION)
+	@$(VENV)/bin/tardygrad chaos mnist-async --every 2s --for 60s --set checkpoint.every_s=1 \
+	    --limit goodput=0.9 --limit accuracy=0.3 --limit others=0.1 --limit replacement=4 \
+	    --limit shard=0.5 --limit scheduler=3 $(ARGS)
+
+# Long, so it is no part of continuous integration.
+soak: $(DEMONSTRATION)
+	@$(VENV)/bin/tardygrad chaos mnist-async --every 20s --for 15m --alone \
+	    --set checkpoint.every_s=5 --limit memory=1 $(ARGS)
 
 bench: $(DEVELOPMENT)
 	@$(RUN) -m benchmarks $(FIGURES)

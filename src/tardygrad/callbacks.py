@@ -8,7 +8,7 @@ shown.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 
@@ -19,6 +19,21 @@ class Callback:
     """
 
     stop_training: bool = False
+    _emit: Callable[..., None] | None = None
+
+    def emit(self, event: str, **fields: Any) -> None:
+        """Put an event of your own into metrics.jsonl; from any thread.
+
+        Args:
+            event: its kind; one that tardygrad does not use itself.
+            fields: what else it has.
+
+        Raises:
+            ValueError: the run has not begun, or is over.
+        """
+        if self._emit is None:
+            raise ValueError(f"event {event!r} comes before the run; expected it while it goes on")
+        self._emit(event, **fields)
 
     def on_train_begin(self) -> None:
         """The run directory is there; no process has started."""
@@ -61,9 +76,14 @@ class CallbackList:
                 return f"{type(callback).__name__} set stop_training"
         return ""
 
-    def begin(self) -> None:
-        """The run begins; an error here is raised at once, as nothing is to be wound up yet."""
+    def begin(self, emit: Callable[..., None]) -> None:
+        """The run begins; an error here is raised at once, as nothing is to be wound up yet.
+
+        Args:
+            emit: puts an event into metrics.jsonl, by its kind and its fields.
+        """
         for callback in self._callbacks:
+            callback._emit = emit
             callback.on_train_begin()
 
     def tell(self, record: dict[str, Any]) -> None:

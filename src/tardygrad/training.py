@@ -334,7 +334,7 @@ class _Stage:
                     observer.decided("what codecs left out at the workers", why)
             start = self._start_fields(job)
             observer.emit("run_start", **start)
-            self.callbacks.begin()
+            self.callbacks.begin(observer.emit)
             kept = copies.kept(config, self.directory, store, observer.decided)
             with stopped_by_signals(observer), kept:
                 end = self._run_engine(engine, job, observer, store)

@@ -30,7 +30,7 @@ LAYERS = (
     ("callbacks", "auditing", "copies", "exporting", "fitting", "reshaping"),
     ("observer", "preflight", "resuming"),
     ("training",),
-    ("replaying", "comparing"),
+    ("replaying", "comparing", "chaos"),
     ("recipes", "testing"),
     ("api", "cli"),
     ("__main__",),

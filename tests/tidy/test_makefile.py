@@ -112,6 +112,15 @@ def test_tests_of_both_kinds(checkout: Checkout) -> None:
     assert checkout.make("test", PYTEST="1").returncode != 0
 
 
+def test_chaos_and_soak(checkout: Checkout) -> None:
+    checkout.make("chaos", "soak", "ARGS=--seed 3")
+    _, chaos, soak = checkout.calls()
+    assert chaos.startswith("tardygrad chaos mnist-async --every 2s --for 60s ")
+    assert soak.startswith("tardygrad chaos mnist-async --every 20s --for 15m ")
+    assert chaos.endswith(" --seed 3")
+    assert soak.endswith(" --seed 3")
+
+
 def test_the_other_targets(checkout: Checkout) -> None:
     assert (
         checkout.make(
@@ -139,7 +148,7 @@ def test_the_other_targets(checkout: Checkout) -> None:
 
 def test_help_names_every_target(checkout: Checkout) -> None:
     text = checkout.make("help").stdout
-    for target in ("demo", "test", "bench", "reproduce", "lint", "docs", "clean"):
+    for target in ("demo", "test", "chaos", "soak", "bench", "reproduce", "lint", "docs", "clean"):
         assert f"make {target}" in text
     assert checkout.calls() == []
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from frozen_options import OPTIONS
 
 import tardygrad
 from tardygrad.auditing import Audit, Row
@@ -29,32 +30,6 @@ from tardygrad.errors import (
 from tardygrad.recipes import load
 from tardygrad.storage.run_directory import RunDirectory
 from tardygrad.training import resolve
-
-OPTIONS = {
-    "": ["--help", "--version"],
-    "train": ["--dry-run", "--help", "--out", "--quiet", "--resume", "--set", "[RECIPE]"],
-    "simulate": ["--dry-run", "--help", "--like", "--out", "--quiet", "--set", "[RECIPE]"],
-    "compare": [
-        "--engine",
-        "--help",
-        "--methods",
-        "--out",
-        "--own",
-        "--seeds",
-        "--set",
-        "--target",
-        "[RECIPE]",
-    ],
-    "replay": ["--help", "--quiet", "RUN"],
-    "ledger": ["--help", "--json", "RUN"],
-    "export": ["--checkpoint", "--help", "--out", "RUN"],
-    "report": ["--help", "RUN"],
-    "recipes": ["--help", "[NAME]"],
-    "clean": ["--dry-run", "--help"],
-    "doctor": ["--help", "--json"],
-}
-"""The promise to scripts.  Adding is fine; taking away or renaming breaks somebody's."""
-
 
 Install = Callable[..., None]
 
@@ -139,7 +114,8 @@ def test_the_options_are_frozen(command: str) -> None:
     help_page = chosen.format_help()
     usage = " ".join(help_page.partition("\n\n")[0].split())
     words = usage.replace("[-h]", "").partition(f"tardygrad {command}".strip())[2].split()
-    positional = [word for word in words if word.strip("[]") in ("RECIPE", "RUN", "NAME")]
+    named = ("RECIPE", "RUN", "NAME", "RUN-OR-RECIPE")
+    positional = [word for word in words if word.strip("[]") in named]
     positional = [word for word in positional if f"--resume {word}" not in usage]
     assert sorted(["--help", *chosen.option_names(), *positional]) == OPTIONS[command]
 
@@ -199,8 +175,24 @@ BEHIND_SET = "unknown option --lr (settings go behind --set: --set"
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
+        (
+            ["chaos"],
+            "nothing to run: name a recipe or a YAML file, such as 'tardygrad chaos mnist-a",
+        ),
+        (
+            ["chaos", "blobs", "--kinds", "kil"],
+            "--kinds: unknown kind 'kil' (did you mean 'kill'?)",
+        ),
+        (
+            ["chaos", "blobs", "--limit", "others=x"],
+            "--limit: expected others=NUMBER, got 'others=x",
+        ),
+        (
+            ["chaos", "blobs", "--set", "engine=inline"],
+            "engine 'inline' has no processes to kill; ",
+        ),
         (["trian"], "unknown command 'trian' (did you mean 'train'?); see 'tardygrad --help'"),
-        (["xyzzy"], "unknown command 'xyzzy' (valid: clean, compare, doctor,"),
+        (["xyzzy"], "unknown command 'xyzzy' (valid: chaos, clean, compare, "),
         (["--verson"], "unknown option --verson (did you mean --version?)"),
         (["train"], "nothing to run: name a recipe or a YAML file, such as 'tardygrad train "),
         (["simulate"], "nothing to run: name a recipe or a YAML file, such as 'tardygrad simul"),

@@ -21,6 +21,7 @@ import traceback
 from collections.abc import Sequence
 
 from tardygrad.cli import (
+    chaos,
     clean,
     compare,
     doctor,
@@ -41,6 +42,7 @@ _COMMANDS = {
     "train": train,
     "simulate": simulate,
     "compare": compare,
+    "chaos": chaos,
     "replay": replay,
     "ledger": ledger,
     "export": export,

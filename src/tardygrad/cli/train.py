@@ -88,7 +88,7 @@ def _start(arguments: argparse.Namespace, document: dict[str, Any]) -> int:
     from tardygrad import training
     from tardygrad.config import override, to_yaml
 
-    config = training.resolve(override(*_switched(document, arguments.set)))
+    config = training.resolve(override(*switched(document, arguments.set)))
     if arguments.dry_run:
         print(to_yaml(config), end="")
         return 0
@@ -107,7 +107,7 @@ def _names_a_method(assignment: str) -> bool:
     return path.strip() in ("method", "method.name") and name.strip().isidentifier()
 
 
-def _switched(
+def switched(
     document: dict[str, Any], assignments: Sequence[str]
 ) -> tuple[dict[str, Any], list[str]]:
     """Carry out what of the assignments names another method; returns the others too."""
