@@ -198,6 +198,8 @@ class RunConfig(Document):
     workers: int = Field(4, ge=1)
     servers: int = Field(1, ge=1)
     """Into how many shards the parameters are cut."""
+    replicas: int = Field(0, ge=0, le=8)
+    """How many backups each shard has, which lose nothing if its server dies."""
     engine: Literal["processes", "inline"] = "processes"
     """``processes`` trains for real; ``inline`` simulates in one process and virtual time."""
     threads: int = Field(1, ge=1)
@@ -239,7 +241,7 @@ class RunConfig(Document):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        self.simulation.check(self.workers, self.servers)
+        self.simulation.check(self.workers, self.servers, self.servers * self.replicas)
         return self
 
     def fragment_batches_for(self, samples: int) -> int:

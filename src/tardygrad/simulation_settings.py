@@ -73,7 +73,7 @@ class Duration(Section):
 
 FaultKind = Literal["crash", "hang", "slow", "loss", "duplicate", "delay", "blackout"]
 
-_TARGET = re.compile(r"(worker|server)-(0|[1-9][0-9]*)")
+_TARGET = re.compile(r"(worker|server|backup)-(0|[1-9][0-9]*)")
 _OF_PROCESSES = ("crash", "hang", "slow")
 _OF_MESSAGES = ("loss", "duplicate", "delay")
 
@@ -90,7 +90,7 @@ class Fault(Section):
 
     kind: FaultKind
     target: str | None = None
-    """``worker-N`` or ``server-N``; None = every link (faults of messages only)."""
+    """``worker-N``, ``server-N`` or ``backup-N``; None = every link (faults of messages only)."""
     at_s: float = Field(0.0, ge=0)
     for_s: float | None = Field(None, gt=0)
     """How long it lasts; None = to the end of the run.  A crash has no duration."""
@@ -104,7 +104,7 @@ class Fault(Section):
     def _target(cls, value: str | None) -> str | None:
         if value is None or _TARGET.fullmatch(value):
             return value
-        raise ValueError("expected 'worker-N', 'server-N' or nothing")
+        raise ValueError("expected 'worker-N', 'server-N', 'backup-N' or nothing")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -209,7 +209,7 @@ class SimulationConfig(Section):
         """The delay between worker ``worker`` (0 ..) and any server."""
         return self.network[worker] if isinstance(self.network, tuple) else self.network
 
-    def check(self, workers: int, servers: int) -> None:
+    def check(self, workers: int, servers: int, backups: int = 0) -> None:
         """See that lists have an entry for each member, and that faults meet somebody.
 
         Raises:
@@ -223,11 +223,11 @@ class SimulationConfig(Section):
             _check_length(f"bandwidth.{key}", getattr(self.bandwidth, key), "number", kind, count)
         for number, fault in enumerate(self.faults):
             kind, _, index = (fault.target or "").partition("-")
-            count = workers if kind == "worker" else servers
+            count = {"worker": workers, "backup": backups}.get(kind, servers)
             if index and int(index) >= count:
+                there = f"{kind}s are numbered 0 to {count - 1}" if count else "replicas is 0"
                 raise ValueError(
-                    f"simulation.faults.{number}.target: {fault.target!r} does not exist; "
-                    f"{kind}s are numbered 0 to {count - 1}"
+                    f"simulation.faults.{number}.target: {fault.target!r} does not exist; {there}"
                 )
 
 

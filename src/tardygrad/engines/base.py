@@ -28,10 +28,11 @@ from tardygrad.methods.base import Method
 from tardygrad.models.base import ModelAdapter
 from tardygrad.protocol.effects import CommitCheckpoint, Outcome
 from tardygrad.protocol.events import Push
+from tardygrad.protocol.promotion import PromotableServer
 from tardygrad.protocol.residuals import Inherited, Residual
 from tardygrad.protocol.scheduler import Scheduler
 from tardygrad.protocol.scheduler_settings import SchedulerSettings
-from tardygrad.protocol.server import Server, ServerSettings
+from tardygrad.protocol.server import ServerSettings
 from tardygrad.protocol.trace import Record
 from tardygrad.protocol.worker import Worker, WorkerSettings
 
@@ -241,14 +242,17 @@ class Job:
                 balance=self.method.balance,
                 uses_groups=self.method.uses_groups,
                 open_epochs=self.method.admission.open_epochs,
+                replicas=self.config.replicas,
                 generation=self.generation,
                 first_step=self.first_step,
                 epochs_reported=self.epochs_reported,
             )
         )
 
-    def server(self, shard: int, incarnation: int, floor: int, snapshot: Snapshot | None) -> Server:
-        """A server machine, restored if there is a snapshot."""
+    def server(
+        self, shard: int, incarnation: int, floor: int, snapshot: Snapshot | None = None
+    ) -> PromotableServer:
+        """A server machine, restored if there is a snapshot; also what a backup runs."""
         settings = ServerSettings(
             lineage=self.lineage,
             plan=self.plan,
@@ -261,7 +265,7 @@ class Job:
             weigh=self.weight_of if self._weighs else None,
             resend_s=self.resend_s,
         )
-        return Server(
+        return PromotableServer(
             shard,
             settings,
             incarnation=incarnation,

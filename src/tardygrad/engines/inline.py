@@ -20,6 +20,7 @@ from tardygrad.config import Duration
 from tardygrad.engines.base import Job, Observer, RunEnd, Snapshot, SnapshotStore
 from tardygrad.engines.inline_disk import Disks
 from tardygrad.engines.inline_members import Members
+from tardygrad.engines.inline_replicas import Replicas
 from tardygrad.engines.inline_world import Member, WatchedTrace, Watcher
 from tardygrad.engines.packing import ResidualLog
 from tardygrad.engines.shard_host import ShardHost, TraceFile, TraceSink, digest
@@ -102,7 +103,6 @@ class _Simulation(Members):
         self.residuals: ResidualLog | None = None
         if job.trace_directory is not None and job.method.codec.remembers:
             self.residuals = ResidualLog(job.trace_directory)
-        self.next_progress = 0.5
         self.effects |= {
             ef.SaveSnapshot: self._save_snapshot,
             ef.SpawnWorker: self._spawn_worker,
@@ -115,6 +115,14 @@ class _Simulation(Members):
             ef.Decided: self._decided,
             ef.Finished: self._finish,
         }
+        self.next_progress = 0.5
+        if job.config.replicas:
+            self.replicas = replicas = Replicas(self, job, self.auditor)
+            self.effects |= {
+                ef.SpawnBackup: replicas.spawn,
+                ef.KillBackup: replicas.kill,
+                ef.Promote: replicas.promote,
+            }
 
     # --- the loop -----------------------------------------------------------------------------
 
@@ -201,12 +209,14 @@ class _Simulation(Members):
             )
         member = Member(machine, effect.incarnation, self.now)
         member.counters = ServerCounters()
-        member.host = self._shard_host(effect.shard, snapshot)
+        member.host = self.shard_host(effect.shard, snapshot)
+        if self.replicas is not None:
+            self.replicas.begins(effect.shard)
         self.servers[effect.shard] = member
         delay = self.control()
         self.later(delay, ("server", effect.shard), ev.Started(), effect.incarnation)
 
-    def _shard_host(self, shard: int, snapshot: Snapshot | None) -> ShardHost:
+    def shard_host(self, shard: int, snapshot: Snapshot | None) -> ShardHost:
         job = self.job
         where = job.ranges[shard].slice
         parameters = self.parameters[where]

@@ -51,7 +51,22 @@ class Stored(NamedTuple):
     tensors: Tensors | None
 
 
-Anything = ev.Event | Crash | Served | Stored | Arriving
+class Follow(NamedTuple):
+    """A backup has come to this entry of its server's log."""
+
+    number: int
+
+
+class Filled(NamedTuple):
+    """A backup gets all that its server was at entry ``reached``."""
+
+    image: dict[str, Any]
+    tensors: Tensors
+    pushed: dict[int, torch.Tensor | None]
+    reached: int
+
+
+Anything = ev.Event | Crash | Served | Stored | Arriving | Follow | Filled
 
 
 class Watcher(Protocol):
@@ -159,6 +174,7 @@ class World(ABC):
         self.compute = [Sampler(sim.compute_of(w), [seed, 4, w]) for w in range(config.workers)]
         self.workers: list[Member | None] = [None] * config.workers
         self.servers: list[Member | None] = [None] * len(job.ranges)
+        self.backups: list[Member | None] = [None] * (len(job.ranges) * config.replicas)
         self.heap: list[tuple[float, int, ev.Address, int, Anything, Any]] = []
         self._number = 0
         for fault in self.fate.crashes:
@@ -177,6 +193,10 @@ class World(ABC):
     @abstractmethod
     def to_server(self, address: ev.Address, member: Member, event: Any, payload: Any) -> None:
         """An event has reached a server that is up."""
+
+    @abstractmethod
+    def to_backup(self, address: ev.Address, member: Member, event: Any) -> None:
+        """An event has reached a backup that is up."""
 
     @abstractmethod
     def to_store(self) -> None:
@@ -204,7 +224,7 @@ class World(ABC):
     def member(self, address: ev.Address) -> Member | None:
         """Who is at a worker's or server's address."""
         kind, index = address
-        return self.workers[index] if kind == "worker" else self.servers[index]
+        return {"worker": self.workers, "server": self.servers, "backup": self.backups}[kind][index]
 
     def at(self, address: ev.Address) -> Member:
         """Who is at the address of a machine that has just acted."""
@@ -219,6 +239,8 @@ class World(ABC):
             member = self.workers[address[1]]
         elif kind == "server":
             member = self.servers[address[1]]
+        elif kind == "backup":
+            member = self.backups[address[1]]
         elif kind == "scheduler":
             self.to_scheduler(event)
             return
@@ -236,7 +258,7 @@ class World(ABC):
         if incarnation != ANYONE and incarnation != member.incarnation:
             return
         if not member.started:
-            if type(event) is ev.Started:
+            if type(event) in (ev.Started, ev.Promoted):
                 member.started = True
             elif type(event) is not Crash:
                 return
@@ -246,8 +268,10 @@ class World(ABC):
             member.deferred.append((event, payload))
         elif kind == "worker":
             self.to_worker(address, member, event, payload)
-        else:
+        elif kind == "server":
             self.to_server(address, member, event, payload)
+        else:
+            self.to_backup(address, member, event)
 
     def send(
         self, source: ev.Address, to: ev.Address, message: ev.Event, payload: Any = None
@@ -300,7 +324,11 @@ class World(ABC):
         """All processes that are up."""
         return [
             ((kind, index), member)
-            for kind, members in (("server", self.servers), ("worker", self.workers))
+            for kind, members in (
+                ("server", self.servers),
+                ("backup", self.backups),
+                ("worker", self.workers),
+            )
             for index, member in enumerate(members)
             if member is not None and member.alive and member.started
         ]
@@ -338,8 +366,12 @@ class World(ABC):
 
     def _crash(self, address: ev.Address, member: Member) -> None:
         self.ends(address, member)
-        report = ev.WorkerDied if address[0] == "worker" else ev.ServerDied
-        died = report(address[1], member.incarnation, "killed by the fault plan", fatal=False)
+        kind, number = address
+        why = "killed by the fault plan"
+        died: ev.Event = ev.BackupDied(number, member.incarnation, why)
+        if kind != "backup":
+            report = ev.WorkerDied if kind == "worker" else ev.ServerDied
+            died = report(number, member.incarnation, why, fatal=False)
         self.later(self.control(), ev.SCHEDULER, died)
 
 

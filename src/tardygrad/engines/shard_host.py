@@ -33,6 +33,16 @@ class TraceSink(Protocol):
         ...
 
 
+class NoTrace:
+    """Where nothing is recorded: a replay, or a backup, whose server records."""
+
+    def write(self, record: Record) -> None:
+        """Forget the record."""
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
 class TraceFile:
     """Appends records to one shard's trace file, one system call each.
 

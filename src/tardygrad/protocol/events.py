@@ -370,6 +370,20 @@ class ServerDied(NamedTuple):
     fatal: bool
 
 
+class BackupDied(NamedTuple):
+    """A backup's process is gone. ``number`` counts the backups of all shards."""
+
+    number: int
+    incarnation: int
+    reason: str
+
+
+class Promoted(NamedTuple):
+    """The server's predecessor is gone; from now on it owns the shard, as ``incarnation``."""
+
+    incarnation: int
+
+
 class Interrupted(NamedTuple):
     """The user or the machine's owner wants the run to stop; it will be resumed later."""
 
@@ -381,12 +395,12 @@ Event: TypeAlias = (
     | StopAsked | Joined | Reduced | WorkerLeft | Heartbeat | ServerReady | ServerSeen
     | FenceAsked | Fenced | Booked | BookedSeen | MembersChanged | MembersSeen | SnapshotAsked
     | SnapshotTaken | SnapshotFailed | Started | Tick | Pulled | Computed | Overtaken
-    | SnapshotWritten | WorkerDied | ServerDied | Interrupted
+    | SnapshotWritten | WorkerDied | ServerDied | BackupDied | Promoted | Interrupted
 )  # fmt: skip
 
 MESSAGES: tuple[type[tuple[object, ...]], ...] = (
     Push, PullAsked, Acked, ShardPulled, WorkerReady, LeaseAsked, Granted, SessionEnded, StopAsked,
     WorkerLeft, Heartbeat, ServerReady, ServerSeen, FenceAsked, Fenced, Booked, BookedSeen,
-    MembersChanged, MembersSeen, SnapshotAsked, SnapshotTaken, SnapshotFailed,
+    MembersChanged, MembersSeen, SnapshotAsked, SnapshotTaken, SnapshotFailed, Promoted,
 )  # fmt: skip
 """The event types that travel between machines."""

@@ -79,12 +79,15 @@ class WorkerEntry:
 class ServerEntry:
     """One shard's server."""
 
-    __slots__ = ("heard", "incarnation", "moved", "ready", "restarts", "shard", "steps")
+    __slots__ = (
+        "heard", "incarnation", "moved", "promoted", "ready", "restarts", "shard", "steps",
+    )  # fmt: skip
 
     def __init__(self, shard: int, incarnation: int) -> None:
         self.shard = shard
         self.incarnation = incarnation
         self.ready = False
+        self.promoted = False
         self.restarts = 0
         self.steps = 0
         self.heard = 0.0

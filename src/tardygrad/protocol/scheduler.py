@@ -18,6 +18,7 @@ from typing import Any, Literal
 from tardygrad.errors import InvariantViolation
 from tardygrad.protocol import events as ev
 from tardygrad.protocol import membership as mb
+from tardygrad.protocol.backups import Backups
 from tardygrad.protocol.checkpointing import CheckpointRound
 from tardygrad.protocol.effects import (
     Decided,
@@ -73,6 +74,7 @@ class Scheduler:
             self.workers, self.servers, self.book, self.outbox,
             lease_s=s.lease_s, start_s=s.start_s, uses_clocks=s.uses_clocks,
         )  # fmt: skip
+        self.backups = Backups(self.servers, s)
         self._last_checkpoint = 0.0
         self._stop_since = 0.0
         self._saved_in_vain = False
@@ -86,6 +88,7 @@ class Scheduler:
             ev.WorkerDied: self._worker_died,
             ev.ServerReady: self._server_ready,
             ev.ServerDied: self._server_died,
+            ev.BackupDied: self.backups.died,
             ev.Fenced: self._fenced,
             ev.Booked: self._booked,
             ev.MembersSeen: self._members_seen,
@@ -227,7 +230,7 @@ class Scheduler:
             return [seen]
         entry.ready = True
         effects: list[Effect] = [seen, entry.changed("ready", f"v{event.version}")]
-        if event.incarnation > 0:
+        if event.incarnation > 0 and not entry.promoted:
             effects += self._restored(event, now)
         if self.phase == STARTING and self.serving:
             self.phase = RUNNING
@@ -266,6 +269,8 @@ class Scheduler:
     # --- death --------------------------------------------------------------------------------
 
     def _heartbeat(self, event: ev.Heartbeat, now: float) -> list[Effect]:
+        if event.kind == "backup":
+            return self.backups.beat(event, now)
         if event.kind == "server":
             server = self.servers[event.id] if 0 <= event.id < len(self.servers) else None
             if server is not None and server.incarnation == event.incarnation:
@@ -317,10 +322,14 @@ class Scheduler:
         effects: list[Effect] = [entry.changed("died", event.reason)]
         entry.ready = False
         self.round.abandon()
+        effects += self.backups.replace(entry, now) if not event.fatal else []
+        if entry.incarnation != event.incarnation:
+            return effects
         if event.fatal or entry.restarts >= max(self.settings.restarts, 1):
             self.phase = OVER
             return [*effects, Finished("failed", f"server {event.shard}: {event.reason}")]
         entry.restarts += 1
+        entry.promoted = False
         entry.incarnation += 1
         entry.spoke(now)
         floor = self.book.new_fence()
@@ -333,11 +342,14 @@ class Scheduler:
         if pause:
             self._stop_since += pause
             self.round.since += pause
+            self.backups.forgive(now)
             why = f"the scheduler itself paused {pause:.1f} s"
             return [Decided("all silence is forgiven", why)]
         effects = self._suspect(now)
         if self.phase == OVER:
             return effects
+        effects += self.backups.look(now)
+        effects += self.backups.fill(now) if self.phase == RUNNING else []
         effects += self.outbox.due(now, self.settings.resend_s)
         return effects + self._look_at_deadlines(now)
 

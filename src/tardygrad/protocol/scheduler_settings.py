@@ -32,6 +32,7 @@ class SchedulerSettings:
     balance: Balance = field(default_factory=Fixed)
     uses_groups: bool = False
     open_epochs: int = 2
+    replicas: int = 0
     generation: int = 0
     first_step: int = 1
     epochs_reported: int = 0

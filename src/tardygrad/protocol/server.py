@@ -101,6 +101,7 @@ class Server:
     ) -> None:
         self.shard = shard
         self.incarnation = incarnation
+        self.lives: tuple[int, ...] = (incarnation,)
         self.settings = settings
         self.floor = floor
         self.version = 0
@@ -184,7 +185,7 @@ class Server:
         if push.fence < self.ledger.fence(push.epoch, push.fragment):
             return f"fence {push.fence} was overtaken by a newer lease"
         incarnation, version = push.reads[self.shard]
-        if incarnation != self.incarnation or version > self.version:
+        if incarnation not in self.lives or version > self.version:
             return f"it read incarnation {incarnation}, this is {self.incarnation}"
         return ""
 

@@ -125,7 +125,29 @@ def random_schedule(seed: int) -> Schedule:
     )
     schedule = _with_more(schedule, random.Random(f"more of {seed}"))
     schedule = _with_balance(schedule, random.Random(f"balance of {seed}"))
-    return _with_links(schedule, random.Random(f"links of {seed}"))
+    schedule = _with_links(schedule, random.Random(f"links of {seed}"))
+    return _with_replicas(schedule, random.Random(f"replicas of {seed}"))
+
+
+def _with_replicas(schedule: Schedule, rng: random.Random) -> Schedule:
+    if rng.random() < 0.5:
+        return schedule
+    settings = schedule.settings
+    replicas, servers = rng.choice((1, 1, 1, 2)), settings["servers"]
+    horizon_s = max((f.get("at_s", 0.0) for f in settings["simulation"]["faults"]), default=0.5)
+    lease_s = settings["failure"]["lease_s"]
+    faults = list(settings["simulation"]["faults"])
+    for _ in range(rng.choice((0, 1, 2, 4))):
+        target = f"server-{rng.randrange(servers)}"
+        if rng.random() < 0.4:
+            target = f"backup-{rng.randrange(servers * replicas)}"
+        kind = rng.choice(("crash", "crash", "crashes", "hang"))
+        faults += _misfortune(rng, kind, target, horizon_s + 0.1, lease_s)
+    changes: dict[str, Any] = {"replicas": replicas, "simulation": {"faults": faults}}
+    if rng.random() < 0.4:
+        # Slow servers: some push is always on its way when one dies.
+        changes["simulation"]["apply"] = rng.uniform(0.002, 0.01)
+    return dataclasses.replace(schedule, settings=merge(settings, changes))
 
 
 def _with_more(schedule: Schedule, rng: random.Random) -> Schedule:

@@ -68,11 +68,12 @@ def judge(job: Job, stretch: Stretch) -> None:
 def _explain(job: Job, now: float, change: ef.MemberChanged) -> None:
     name = f"{change.kind}-{change.id}"
     faults = [f for f in job.config.simulation.faults if f.at_s <= now]
+    names = [name, *_partners(job, change)]
     silencing = [
         f
         for f in faults
-        if (f.kind in ("hang", "blackout") and f.target == name)
-        or (f.kind in ("loss", "delay") and f.target in (None, name))
+        if (f.kind in ("hang", "blackout") and f.target in names)
+        or (f.kind in ("loss", "delay") and f.target in (None, *names))
     ]
     lossy = any(f.kind in ("loss", "delay") and f.rate >= 0.1 for f in faults)
     silent = change.reason.startswith(("no sign of life", "not ready")) and silencing
@@ -82,6 +83,16 @@ def _explain(job: Job, now: float, change: ef.MemberChanged) -> None:
         raise InvariantViolation(
             f"at {now:.3f} s {name} is suspected without cause: {change.reason}"
         )
+
+
+def _partners(job: Job, change: ef.MemberChanged) -> list[str]:
+    """Whose misfortunes are this member's as well: a backup becomes what its server was."""
+    replicas = job.config.replicas
+    if change.kind == "backup":
+        return [f"server-{change.id // replicas}"]
+    if change.kind == "server":
+        return [f"backup-{change.id * replicas + i}" for i in range(replicas)]
+    return []
 
 
 def _explain_failure(job: Job, stretch: Stretch, reason: str) -> None:
