@@ -251,8 +251,7 @@ class Link:
     """A child's connection to the main process."""
 
     def __init__(self, directory: Path, kind: str, member: int, incarnation: int) -> None:
-        self._identity = f"{kind}-{member}.{incarnation}".encode()
-        self._kind, self._member, self._incarnation = kind, member, incarnation
+        self._who = (kind, member, incarnation)
         self._directory = directory
         self.starting = False
         self._context = zmq.Context()
@@ -260,10 +259,18 @@ class Link:
 
     def _connect(self, context: zmq.Context[zmq.Socket[bytes]], name: str) -> zmq.Socket[bytes]:
         socket = context.socket(zmq.DEALER)
-        socket.setsockopt(zmq.IDENTITY, self._identity)
+        kind, member, incarnation = self._who
+        socket.setsockopt(zmq.IDENTITY, f"{kind}-{member}.{incarnation}".encode())
         socket.setsockopt(zmq.LINGER, 1000)
         socket.connect(f"ipc://{self._directory / name}")
         return socket
+
+    def become(self, kind: str, member: int, incarnation: int) -> None:
+        """Be known as another member from now on."""
+        _take_name(f"tg {kind}-{member}")
+        self._who = (kind, member, incarnation)
+        self.socket.close()
+        self.socket = self._connect(self._context, "control")
 
     def beat(
         self, every_s: float, steps: Callable[[], int], report: Callable[[], dict[str, Any]]
@@ -274,7 +281,7 @@ class Link:
             # A context of its own: closing the control socket must not wait for this one.
             socket = self._connect(zmq.Context(), "heartbeats")
             while True:
-                beat = ev.Heartbeat(self._kind, self._member, self._incarnation, steps())
+                beat = ev.Heartbeat(*self._who, steps())
                 socket.send_multipart([wire.encode(beat), msgpack.packb(report())])
                 time.sleep(every_s)
 

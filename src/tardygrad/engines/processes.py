@@ -27,6 +27,7 @@ import torch
 import zmq
 
 from tardygrad.engines import gloo, nursery, runtime_directory, wire
+from tardygrad.engines.backups import Backups
 from tardygrad.engines.base import Job, Observer, RunEnd, SnapshotStore, checkpoint_fields
 from tardygrad.engines.bells import Ringer
 from tardygrad.engines.child import EVALUATION, FAILURE, IDLE, MESSAGE, REPORT, write_job
@@ -71,7 +72,7 @@ class ProcessesEngine:
             for decision, reason in runtime_directory.decisions(directory):
                 observer.decided(decision, reason)
             processes = nursery.take(job.config.threads)
-            return _Run(job, observer, store, directory, arena, processes).run()
+            return Run(job, observer, store, directory, arena, processes).run()
         finally:
             if processes is not None:
                 processes.close()
@@ -84,9 +85,14 @@ class _Process:
     __slots__ = ("failure", "identity", "incarnation", "pid")
 
     def __init__(self, address: ev.Address, incarnation: int, pid: int) -> None:
-        self.incarnation, self.pid = incarnation, pid
-        self.identity = f"{address[0]}-{address[1]}.{incarnation}".encode()
+        self.pid = pid
         self.failure: dict[str, Any] | None = None
+        self.become(address, incarnation)
+
+    def become(self, address: ev.Address, incarnation: int) -> None:
+        """Be known as this member."""
+        self.incarnation = incarnation
+        self.identity = f"{address[0]}-{address[1]}.{incarnation}".encode()
 
 
 class _Delayed(NamedTuple):
@@ -95,7 +101,9 @@ class _Delayed(NamedTuple):
     start: Callable[[], None]
 
 
-class _Run:
+class Run:
+    """One run, as the main process sees it."""
+
     def __init__(
         self, job: Job, observer: Observer, store: SnapshotStore, directory: Path, arena: Arena,
         processes: nursery.Nursery,
@@ -118,19 +126,21 @@ class _Run:
         self.given_up = 0
         self.epochs = Epochs(job, observer, self.statistics, self._ask_evaluator)
         self.context = zmq.Context()
+        self.backups = Backups(self)
         self.control = self._bind("control")
         self.heartbeats = self._bind("heartbeats")
         self.actions: dict[type, Callable[[Any], None]] = {
             ef.Send: self._send,
             ef.SpawnWorker: self._spawn_worker,
-            ef.KillWorker: lambda e: self._kill(("worker", e.worker), e.incarnation),
+            ef.KillWorker: lambda e: self.kill(("worker", e.worker), e.incarnation),
             ef.SpawnServer: self._spawn_server,
-            ef.KillServer: lambda e: self._kill(("server", e.shard), e.incarnation),
+            ef.KillServer: lambda e: self.kill(("server", e.shard), e.incarnation),
             ef.CommitCheckpoint: self._commit,
             ef.EpochEnded: lambda e: self.epochs.ended(e.epoch),
             ef.MemberChanged: self._member_changed,
             ef.Decided: lambda e: self.observer.decided(e.decision, e.reason),
             ef.Finished: self._finish,
+            **self.backups.actions,
         }
 
     def _bind(self, name: str) -> zmq.Socket[bytes]:
@@ -172,6 +182,7 @@ class _Run:
             self._receive_control()
             self._receive_heartbeats()
             self._bury()
+            self.backups.look()
             now = time.monotonic()
             self._start_delayed(now)
             self._tell_commits()
@@ -255,7 +266,7 @@ class _Run:
                 continue
             if beat.kind == "worker":
                 self.statistics.worker_report(beat.id, beat.incarnation, report)
-            else:
+            elif beat.kind == "server":
                 self.statistics.server_report(beat.id, beat.incarnation, report)
             self._handle(beat)
 
@@ -284,9 +295,11 @@ class _Run:
         self.members[address] = _Process(address, incarnation, pid)
         self.by_pid[pid] = address
 
-    def _later(
+    def later(
         self, address: ev.Address, incarnation: int, delay_s: float, arguments: dict[str, Any]
     ) -> None:
+        """Start a process after a while, and once its predecessor is gone."""
+
         def start() -> None:
             self._spawn(address, incarnation, arguments)
 
@@ -313,7 +326,7 @@ class _Run:
 
     def _spawn_worker(self, effect: ef.SpawnWorker) -> None:
         arguments = {"worker": effect.worker, "incarnation": effect.incarnation}
-        self._later(("worker", effect.worker), effect.incarnation, effect.delay_s, arguments)
+        self.later(("worker", effect.worker), effect.incarnation, effect.delay_s, arguments)
 
     def _spawn_server(self, effect: ef.SpawnServer) -> None:
         arguments = {
@@ -321,9 +334,10 @@ class _Run:
             "incarnation": effect.incarnation,
             "floor": effect.floor,
         }
-        self._later(("server", effect.shard), effect.incarnation, 0.0, arguments)
+        self.later(("server", effect.shard), effect.incarnation, 0.0, arguments)
 
-    def _kill(self, address: ev.Address, incarnation: int) -> None:
+    def kill(self, address: ev.Address, incarnation: int) -> None:
+        """End a process, or what was to become one."""
         delayed = self.delayed.get(address)
         if delayed is not None and delayed.incarnation == incarnation:
             del self.delayed[address]
@@ -348,6 +362,8 @@ class _Run:
                 self._handle(ev.WorkerDied(address[1], process.incarnation, reason, fatal))
             elif address[0] == "server":
                 self._handle(ev.ServerDied(address[1], process.incarnation, reason, fatal))
+            elif address[0] == "backup":
+                self._handle(ev.BackupDied(address[1], process.incarnation, reason))
             else:
                 self.observer.decided("the evaluator is gone", reason)
                 # What it failed at it would fail at again; if it was killed, nothing is wrong.

@@ -96,6 +96,10 @@ class TraceFile:
         except OSError as error:
             raise self._failure(error) from error
 
+    def size(self) -> int:
+        """Its length in bytes."""
+        return os.fstat(self._file).st_size
+
     def sync(self) -> None:
         """Force what was written to the disk."""
         os.fsync(self._file)

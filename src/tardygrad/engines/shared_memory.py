@@ -147,7 +147,7 @@ class Arena:
 
     def __init__(self, path: Path, geometry: Geometry, *, create: bool = False) -> None:
         self.geometry = geometry
-        self._map = _map_file(path, geometry.total, create=create)
+        self._map = map_file(path, geometry.total, create=create)
         self._words = np.frombuffer(self._map, dtype=np.int64)
         self._view = memoryview(self._map).cast("B")
         # Single words are read and written through this: one machine word, one access.
@@ -399,7 +399,8 @@ class Arena:
         return Answer(stamp, _OUTCOMES[code], standing, text)
 
 
-def _map_file(path: Path, size: int, *, create: bool) -> mmap.mmap:
+def map_file(path: Path, size: int, *, create: bool) -> mmap.mmap:
+    """Map a file of shared memory, made now or by another process. Raises StorageError."""
     if create:
         descriptor = reserve(path, size)
     else:
@@ -435,7 +436,7 @@ class Shared(NamedTuple):
 def share(path: Path, tensors: tuple[torch.Tensor, ...]) -> list[Shared]:
     """Write tensors into a file of shared memory; returns what :func:`shared` needs."""
     size = sum(_round_up(t.numel() * t.element_size()) for t in tensors)
-    mapping = _map_file(path, max(size, _LINE), create=True)
+    mapping = map_file(path, max(size, _LINE), create=True)
     entries: list[Shared] = []
     offset = 0
     for tensor in tensors:
