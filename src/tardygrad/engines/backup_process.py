@@ -120,7 +120,7 @@ class _Backup:
                 self._sleep()
         while self._follow():
             """What the server had decided and this one had not done yet."""
-        heir = Heir(self.machine, self.host.snapshot(), self.state, self.records)
+        heir = Heir(self.machine, self.host.image(), self.state, self.records)
         return self.promoted, heir
 
     def _listen(self) -> None:

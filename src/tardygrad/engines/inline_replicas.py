@@ -232,7 +232,7 @@ class Replicas:
             return
         log = self._logs[shard]
         log.followers[number] = Follower(shard, member, log.head)
-        tensors = server.host.snapshot() if world.real else {}
+        tensors = server.host.image() if world.real else {}
         filled = Filled(server.machine.image_of(), tensors, dict(server.pushed), log.head)
         wait = 2 * world.control() + world.apply_time()
         world.later(wait, ("backup", number), filled, member.incarnation)
@@ -297,7 +297,7 @@ class Replicas:
         books = (machine.incarnation, machine.version, machine.floor, machine.ledger.state())
         hasher = hashlib.sha256(repr((books, machine.round.state())).encode())
         if self._world.real:
-            tensors: Tensors = member.host.snapshot()
+            tensors: Tensors = member.host.image()
             for name in sorted(tensors):
                 hasher.update(name.encode() + tensors[name].numpy().tobytes())
         return hasher.hexdigest()
@@ -328,7 +328,7 @@ class Replicas:
         world, shard = self._world, address[1]
         log, follower = self._logs[shard], self._promoted.pop(address[1])
         self._follow(follower, log.head)
-        snapshot = Snapshot(0, member.host.snapshot(), {})
+        snapshot = Snapshot(0, member.host.image(), {})
         member.host = world.shard_host(shard, snapshot if world.real else None)
         for entry in log.entries:
             if entry.outcome is None:

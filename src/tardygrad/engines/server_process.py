@@ -205,7 +205,7 @@ class ServerProcess:
             self._handle(ev.Tick())
         if self.replication is not None and self.replication.log.wishes():
             state = State([*self.seen], dict(self.waiting), {}, self.trace.size(), 0)
-            self.replication.fill(self.machine, self.host.snapshot, state, self.writer)
+            self.replication.fill(self.machine, self.host.image, state, self.writer)
 
     def _serve_pushes(self) -> bool:
         words, seen = self.arena.words, self.seen
