@@ -23,7 +23,7 @@ from tardygrad.engines.replication import Heir, State, fill_file
 from tardygrad.engines.server_log import ServerLog, decode
 from tardygrad.engines.server_process import ServerProcess
 from tardygrad.engines.shard_host import NoTrace, ShardHost
-from tardygrad.engines.shared_memory import Answer, arena_of
+from tardygrad.engines.shared_memory import Answer, arena_of, fence
 from tardygrad.engines.slot_views import At, SlotViews
 from tardygrad.engines.statistics import ServerCounters
 from tardygrad.protocol import effects as ef
@@ -35,6 +35,7 @@ _LISTEN_EVERY_S = 0.005
 _NAP_S = 0.00005
 _NAP_MOST_S = 0.0005
 _NAP_FOR_S = 0.02
+_NAP_SHARE = 0.2
 
 
 def main(number: int, shard: int, incarnation: int) -> int:
@@ -59,7 +60,7 @@ class _Backup:
         self, job: Job, directory: Path, link: Link, number: int, shard: int, incarnation: int
     ) -> None:
         self.job, self.directory, self.link, self.shard = job, directory, link, shard
-        self.incarnation = incarnation
+        self.incarnation, self.server = incarnation, f"server-{shard}"
         self.place = number % job.config.replicas
         self.log = ServerLog(directory, shard, job.config.replicas)
         self.arena = arena_of(
@@ -81,6 +82,7 @@ class _Backup:
         self.records: list[Record] = []
         self.record_bytes = record_size(len(job.ranges))
         self.entries = 0
+        self.interval = 0.0
         self.promoted: int | None = None
         self.looked = self.listened = self.busy_at = time.monotonic()
         self.current: tuple[At, int] = ((-1, -1), 0)
@@ -112,6 +114,7 @@ class _Backup:
             self.looked = now = time.monotonic()
             busy = self._follow()
             if busy:
+                self.interval = 0.9 * self.interval + 0.1 * (now - self.busy_at)
                 self.busy_at = now
             if now - self.listened >= _LISTEN_EVERY_S:
                 self.listened = now
@@ -132,7 +135,7 @@ class _Backup:
         path = fill_file(self.directory, self.shard, self.place, self.incarnation)
         self.log.wish(self.place, self.incarnation)
         while not path.exists():
-            self.ringer.ring(f"server-{self.shard}")
+            self.ringer.ring(self.server)
             self.poller.poll(_IDLE_MS)
             self.bell.hush()
         content = torch.load(path, weights_only=False)
@@ -144,10 +147,12 @@ class _Backup:
         self.entries = 1
 
     def _sleep(self) -> None:
-        if time.monotonic() - self.busy_at < _NAP_FOR_S:
-            time.sleep(_NAP_MOST_S if self.job.method.in_flight else _NAP_S)
+        nap_s = _NAP_SHARE * self.interval
+        if nap_s <= _NAP_MOST_S and time.monotonic() - self.busy_at < _NAP_FOR_S:
+            time.sleep(max(nap_s, _NAP_S))
             return
         self.log.set_asleep(self.place, True)
+        fence()
         if self.log.head == self.state.position:
             for source, _ in self.poller.poll(_IDLE_MS):
                 if source == self.bell.fileno():
@@ -175,6 +180,9 @@ class _Backup:
         state.position = found[1]
         self.entries += 1
         self.log.handled(self.place, state.position)
+        if self.arena.sleeps(self.shard):
+            # An answer may wait for this.
+            self.ringer.ring(self.server)
         return True
 
     # --- effects: what changes the shard, and what was answered ---------------------------------

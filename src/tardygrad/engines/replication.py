@@ -84,9 +84,9 @@ class Replication:
         self._withheld: deque[tuple[int, At, Answer]] = deque()
 
     @property
-    def waits(self) -> bool:
-        """Whether an answer is withheld."""
-        return bool(self._withheld)
+    def due(self) -> bool:
+        """Whether an answer was withheld that may be given now."""
+        return bool(self._withheld) and self._withheld[0][0] <= self.log.reached()
 
     def decided(self, event: ev.Event, now: float, at: At, stamp: int) -> None:
         """The server is about to handle an event: a push of this slot and stamp, or another."""

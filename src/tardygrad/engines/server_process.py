@@ -249,13 +249,11 @@ class ServerProcess:
         if nap_s <= _NAP_MOST_S and time.monotonic() - self.busy_at < _NAP_FOR_S:
             time.sleep(max(nap_s, _NAP_S))
             return
-        if self.replication is not None and self.replication.waits:
-            time.sleep(_NAP_MOST_S)
-            return
         self.arena.set_sleeping(self.shard, True)
         fence()
         words = self.arena.words
-        if all(words[at] == n for at, n in zip(self.stamp_words, self.seen, strict=True)):
+        new = any(words[at] != n for at, n in zip(self.stamp_words, self.seen, strict=True))
+        if not new and (self.replication is None or not self.replication.due):
             for source, _ in self.poller.poll(_IDLE_MS):
                 if source == self.bell.fileno():
                     self.bell.hush()
