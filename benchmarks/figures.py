@@ -205,7 +205,7 @@ def _speeds() -> list[Figure]:
         Figure("uneven workers: 20, 20, 20 and 100 ms, vs sum of speeds", speed,
                _uneven, uneven.sum_of_speeds, 0.95, 0.98),
         Figure("uneven workers: 20, 20, 20 and 100 ms, vs four loops alone", speed,
-               _uneven, lambda _: _value("uneven")),
+               _uneven, lambda _: _value("uneven"), None, None),
     ]  # fmt: skip
 
 
