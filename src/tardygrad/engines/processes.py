@@ -31,6 +31,7 @@ from tardygrad.engines.base import Job, Observer, RunEnd, SnapshotStore, checkpo
 from tardygrad.engines.bells import Ringer
 from tardygrad.engines.child import EVALUATION, FAILURE, IDLE, MESSAGE, REPORT, write_job
 from tardygrad.engines.epochs import Epochs
+from tardygrad.engines.operator import OperatorDesk
 from tardygrad.engines.shard_host import digest
 from tardygrad.engines.shared_memory import Arena, arena_of
 from tardygrad.engines.statistics import RunStatistics
@@ -65,7 +66,7 @@ class ProcessesEngine:
             # What workers and servers write comes first: memory serves it best.
             arena = arena_of(
                 directory, job.layout, job.ranges, job.config.workers, job.method.in_flight,
-                push_bytes=job.push_format.nbytes, create=True,
+                workers_max=job.config.workers_max, push_bytes=job.push_format.nbytes, create=True,
             )  # fmt: skip
             write_job(job, directory)
             for decision, reason in runtime_directory.decisions(directory):
@@ -111,6 +112,7 @@ class _Run:
         self.delayed: dict[ev.Address, _Delayed] = {}
         self.statistics = RunStatistics(job.config.workers, len(job.ranges), job.plan.samples)
         self.statistics.begin(job.generation << 10, job.consumed_before, observer.now())
+        self.speeds: dict[int, float] = {}
         self.finished: ef.Finished | None = None
         self.writer = ThreadPoolExecutor(max_workers=1)
         self.commits: deque[tuple[ef.CommitCheckpoint, Future[float]]] = deque()
@@ -118,6 +120,7 @@ class _Run:
         self.given_up = 0
         self.epochs = Epochs(job, observer, self.statistics, self._ask_evaluator)
         self.context = zmq.Context()
+        self.desk = OperatorDesk(job.run, directory, self.context, arena, self.statistics)
         self.control = self._bind("control")
         self.heartbeats = self._bind("heartbeats")
         self.actions: dict[type, Callable[[Any], None]] = {
@@ -130,6 +133,7 @@ class _Run:
             ef.EpochEnded: lambda e: self.epochs.ended(e.epoch),
             ef.MemberChanged: self._member_changed,
             ef.Decided: lambda e: self.observer.decided(e.decision, e.reason),
+            ef.CrewAnswered: self.desk.answered,
             ef.Finished: self._finish,
         }
 
@@ -154,6 +158,7 @@ class _Run:
             self._loop()
             return self._end(began)
         finally:
+            self.desk.close()
             self.control.close()
             self.heartbeats.close()
             self.context.term()
@@ -162,7 +167,7 @@ class _Run:
 
     def _loop(self) -> None:
         poller = zmq.Poller()
-        for source in (self.control, self.heartbeats, self.nursery.fileno()):
+        for source in (self.control, self.heartbeats, self.desk.socket, self.nursery.fileno()):
             poller.register(source, zmq.POLLIN)
         next_tick = next_progress = time.monotonic()
         while self.finished is None:
@@ -171,6 +176,8 @@ class _Run:
             poller.poll(max(0, round((due - now) * 1000)))
             self._receive_control()
             self._receive_heartbeats()
+            for wish in self.desk.wishes(self.observer.wishes(), self.speeds):
+                self._handle(wish)
             self._bury()
             now = time.monotonic()
             self._start_delayed(now)
@@ -196,11 +203,11 @@ class _Run:
             self.files.discard(event.step)
 
     def _report(self) -> None:
-        for worker in range(self.job.config.workers):
-            entry = self.scheduler.workers[worker]
-            waits = entry.state == "ready" and not self.scheduler.book.holds_lease(worker)
-            self.statistics.waiting(worker, waits)
+        for entry in self.scheduler.workers:
+            waits = entry.state == "ready" and not self.scheduler.book.holds_lease(entry.worker)
+            self.statistics.waiting(entry.worker, waits)
         fields = self.statistics.progress(self.observer.now(), self.job.method.learning_rate)
+        self.speeds = {row["worker"]: row["samples_per_s"] for row in fields["workers"]}
         self.observer.emit("progress", **fields)
 
     # --- messages -----------------------------------------------------------------------------
@@ -312,6 +319,7 @@ class _Run:
                 entry.start()
 
     def _spawn_worker(self, effect: ef.SpawnWorker) -> None:
+        self.arena.make_room(effect.worker + 1)
         arguments = {"worker": effect.worker, "incarnation": effect.incarnation}
         self._later(("worker", effect.worker), effect.incarnation, effect.delay_s, arguments)
 
@@ -343,11 +351,11 @@ class _Run:
                 continue
             failure = process.failure or {}
             reason = str(failure.get("reason") or _describe(status))
-            fatal = bool(failure.get("fatal"))
+            death = (address[1], process.incarnation, reason, bool(failure.get("fatal")))
             if address[0] == "worker":
-                self._handle(ev.WorkerDied(address[1], process.incarnation, reason, fatal))
+                self._handle(ev.WorkerDied(*death, own=bool(failure)))
             elif address[0] == "server":
-                self._handle(ev.ServerDied(address[1], process.incarnation, reason, fatal))
+                self._handle(ev.ServerDied(*death))
             else:
                 self.observer.decided("the evaluator is gone", reason)
                 # What it failed at it would fail at again; if it was killed, nothing is wrong.
@@ -374,7 +382,7 @@ class _Run:
     # --- what people see ----------------------------------------------------------------------
 
     def _member_changed(self, effect: ef.MemberChanged) -> None:
-        self.statistics.member(effect.kind, effect.id, effect.incarnation, effect.state)
+        self.statistics.member(*effect)
         self.observer.emit("member", **effect._asdict())
 
     def _commit(self, effect: ef.CommitCheckpoint) -> None:

@@ -64,7 +64,7 @@ class _ServerProcess:
         self.incarnation = incarnation
         self.arena = arena_of(
             directory, job.layout, job.ranges, job.config.workers, job.method.in_flight,
-            push_bytes=job.push_format.nbytes,
+            workers_max=job.config.workers_max, push_bytes=job.push_format.nbytes,
         )  # fmt: skip
         self.bell = Bell(directory, f"server-{shard}")
         self.ringer = Ringer(directory)
@@ -79,19 +79,14 @@ class _ServerProcess:
             job.trace_directory / f"shard-{shard:03d}.trace", shard, len(job.ranges)
         )
         self.host = self._host(snapshot)
-        g = self.arena.geometry
-        self.slots = [(w, s) for w in range(g.workers) for s in range(g.slots)]
-        form = job.push_format
-        pushes = {at: self.arena.push(*at) for at in self.slots}
-        self.parts = {
-            at: (form.part(push, shard), form.buffers(push)) for at, push in pushes.items()
-        }
-        self.coder = form.coder(shard)
+        self.coder = job.push_format.coder(shard)
+        self.workers = 0
+        self.slots: list[tuple[int, int]] = []
+        self.parts: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
         self.updates: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
-        if form.codec.is_plain:
-            self.updates = {at: (self.coder.decode(p), b) for at, (p, b) in self.parts.items()}
-        self.stamp_words = [g.slot(*at) // 8 for at in self.slots]
-        self.seen = [0] * len(self.slots)
+        self.stamp_words: list[int] = []
+        self.seen: list[int] = []
+        self._look_at_new_places()
         self.current: tuple[int, int] = (0, 0)
         self.stamp = 0
         # Parts of a sum are answered when the last one is there: where they lie, and their stamps.
@@ -148,6 +143,20 @@ class _ServerProcess:
         arena.end_write(shard, copy, self.incarnation, machine.version, machine.ledger.consumed)
         return host
 
+    def _look_at_new_places(self) -> None:
+        """Look at the slots of workers that have joined as well, from now on."""
+        geometry, form = self.arena.geometry, self.job.push_format
+        before, self.workers = self.workers, self.arena.in_use
+        for at in [(w, s) for w in range(before, self.workers) for s in range(geometry.slots)]:
+            push = self.arena.push(*at)
+            part, buffers = form.part(push, self.shard), form.buffers(push)
+            self.parts[at] = part, buffers
+            if form.codec.is_plain:
+                self.updates[at] = self.coder.decode(part), buffers
+            self.slots.append(at)
+            self.stamp_words.append(geometry.slot(*at) // 8)
+            self.seen.append(0)
+
     def run(self) -> None:
         """Serve until the process is ended."""
         self._handle(ev.Started())
@@ -174,6 +183,8 @@ class _ServerProcess:
             self._handle(ev.Tick())
 
     def _serve_pushes(self) -> bool:
+        if self.arena.in_use != self.workers:
+            self._look_at_new_places()
         words, seen = self.arena.words, self.seen
         new = [
             (self.slots[i][0], words[at], i)
@@ -302,7 +313,7 @@ class _ServerProcess:
 
     def _publish_clock(self, effect: ef.PublishClock) -> None:
         self.arena.publish_clock(self.shard, effect.clock)
-        for worker in range(self.arena.geometry.workers):
+        for worker in range(self.workers):
             if self.arena.worker_sleeps(worker):
                 self.ringer.ring(f"worker-{worker}")
 
