@@ -22,7 +22,7 @@ from tardygrad.sections import Section
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["Bandwidth", "Duration", "Fault", "SimulationConfig"]
+__all__ = ["Bandwidth", "Change", "Duration", "Fault", "SimulationConfig"]
 
 Distribution = Literal["constant", "uniform", "exponential", "lognormal", "shifted_exponential"]
 
@@ -136,6 +136,20 @@ class Fault(Section):
         return self.for_s is None or now < self.at_s + self.for_s
 
 
+class Change(Section):
+    """Workers that join or leave at ``at_s``, as if somebody had asked for it."""
+
+    at_s: float = Field(ge=0)
+    add: int = Field(0, ge=0)
+    remove: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _changes(self) -> Self:
+        if not self.add and not self.remove:
+            raise ValueError("a change adds or removes workers; give add or remove")
+        return self
+
+
 def _one_or_list(value: Any) -> str:
     return "list" if isinstance(value, list | tuple) else "one"
 
@@ -171,7 +185,7 @@ class Bandwidth(Section):
     """Of the link of a server, which all workers share: updates."""
 
     def of(self, kind: str, way: str, count: int) -> list[float | None]:
-        """Bytes per second of the ``count`` members of a kind.
+        """Bytes per second of the ``count`` members of a kind; a list begins anew after its end.
 
         Args:
             kind: ``worker`` or ``server``.
@@ -179,7 +193,8 @@ class Bandwidth(Section):
             count: how many members there are.
         """
         given = getattr(self, f"{kind}_{way}_bytes_per_s")
-        return list(given) if isinstance(given, tuple) else [given] * count
+        given = given if isinstance(given, tuple) else (given,)
+        return [given[index % len(given)] for index in range(count)]
 
 
 class SimulationConfig(Section):
@@ -196,18 +211,22 @@ class SimulationConfig(Section):
     apply: Duration = Duration(mean_s=0.0001)
     """Seconds that a server needs to apply one update."""
     faults: Annotated[tuple[Fault, ...], Field(strict=False)] = ()
+    changes: Annotated[tuple[Change, ...], Field(strict=False)] = ()
+    """Workers that join and leave; what others have is theirs too, lists begin anew for them."""
     tick_s: float = Field(0.5, gt=0)
     """Virtual seconds between two ticks of the clock (leases, heartbeats, progress)."""
     limit_s: float | None = Field(None, gt=0)
     """Virtual seconds after which the simulation gives up; None = ten million."""
 
     def compute_of(self, worker: int) -> Duration:
-        """The compute time of worker ``worker`` (0 ..)."""
-        return self.compute[worker] if isinstance(self.compute, tuple) else self.compute
+        """The compute time of worker ``worker`` (0 ..); a list begins anew for those who join."""
+        given = self.compute
+        return given[worker % len(given)] if isinstance(given, tuple) else given
 
     def network_of(self, worker: int) -> Duration:
-        """The delay between worker ``worker`` (0 ..) and any server."""
-        return self.network[worker] if isinstance(self.network, tuple) else self.network
+        """The delay between worker ``worker`` (0 ..) and any server; likewise."""
+        given = self.network
+        return given[worker % len(given)] if isinstance(given, tuple) else given
 
     def check(self, workers: int, servers: int, backups: int = 0) -> None:
         """See that lists have an entry for each member, and that faults meet somebody.

@@ -55,6 +55,7 @@ def run(job: Job, arena: Arena, tmp_path: Path) -> Iterator[Run]:
     nursery: Any = FakeNursery()
     made = Run(job, SilentObserver(), store, tmp_path, arena, nursery)
     yield made
+    made.desk.close()
     made.control.close()
     made.heartbeats.close()
     made.context.term()

@@ -45,6 +45,7 @@ OPTIONS = {
         "--target",
         "[RECIPE]",
     ],
+    "workers": ["--add", "--help", "--remove", "RUN"],
     "replay": ["--help", "--quiet", "RUN"],
     "ledger": ["--help", "--json", "RUN"],
     "export": ["--checkpoint", "--help", "--out", "RUN"],

@@ -65,10 +65,9 @@ class _Backup:
         self.log = ServerLog(directory, shard, job.config.replicas)
         self.arena = arena_of(
             directory, job.layout, job.ranges, job.config.workers, job.method.in_flight,
-            push_bytes=job.push_format.nbytes,
+            workers_max=job.config.workers_max, push_bytes=job.push_format.nbytes,
         )  # fmt: skip
         self.views = SlotViews(self.arena, job.push_format, shard)
-        self.slots = {at: i for i, at in enumerate(self.views.all)}
         self.bell = Bell(directory, f"backup-{number}")
         self.ringer = Ringer(directory)
         self.poller = zmq.Poller()
@@ -144,7 +143,13 @@ class _Backup:
         self.state = content["state"]
         self.machine.take_over(content["image"])
         self.host.restore(content["tensors"])
+        self._look_at_new_places()
         self.entries = 1
+
+    def _look_at_new_places(self) -> None:
+        """Look at the slots of workers that have joined as well; its server saw all or some."""
+        self.views.grow()
+        self.state.seen += [0] * (len(self.views.all) - len(self.state.seen))
 
     def _sleep(self) -> None:
         nap_s = _NAP_SHARE * self.interval
@@ -170,7 +175,9 @@ class _Backup:
         at = (worker, slot)
         self.current, self.records = (at, stamp), []
         if isinstance(event, ev.Push):
-            state.seen[self.slots[at]] = stamp
+            if not self.views.complete:
+                self._look_at_new_places()
+            state.seen[self.views.index(at)] = stamp
             if event.ranks > 1:
                 state.waiting[(worker, event.seq)] = (at, stamp)
         for effect in self.machine.handle(event, now):

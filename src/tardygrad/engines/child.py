@@ -37,8 +37,8 @@ from tardygrad.data import registry
 from tardygrad.data.sources import ArraySource, Source
 from tardygrad.engines import wire
 from tardygrad.engines.base import Job
+from tardygrad.engines.mapped import Shared, share, shared
 from tardygrad.engines.runtime_directory import reserve
-from tardygrad.engines.shared_memory import Shared, share, shared
 from tardygrad.errors import StorageError, TardygradError, UsageError
 from tardygrad.layout import KeyRange, Layout
 from tardygrad.methods import parse

@@ -112,6 +112,7 @@ class _Simulation(Members):
             ef.CommitCheckpoint: self.disks.manifest,
             ef.EpochEnded: self._epoch_ended,
             ef.MemberChanged: self._member_changed,
+            ef.CrewAnswered: self._nothing,
             ef.Decided: self._decided,
             ef.Finished: self._finish,
         }
@@ -165,6 +166,8 @@ class _Simulation(Members):
         reason = self.observer.interrupted()
         if reason:
             self.to_scheduler(ev.Interrupted(reason))
+        for add, remove in self.observer.wishes():
+            self.to_scheduler(ev.CrewWanted(0, add, remove))
         self.beat()
         self.to_scheduler(ev.Tick())
         for address, member in self.everybody():
@@ -187,6 +190,7 @@ class _Simulation(Members):
             job = self.job
             packer = job.packer(effect.worker, effect.incarnation, self.store, self._residual)
             member.host = WorkerHost(job.method, job.build_adapter(), job.train, job.plan, packer)
+        self.make_room(effect.worker + 1)
         self.workers[effect.worker] = member
         address = ("worker", effect.worker)
         self.later(effect.delay_s + self.control(), address, ev.Started(), effect.incarnation)
@@ -304,7 +308,7 @@ class _Simulation(Members):
         return found
 
     def _member_changed(self, effect: ef.MemberChanged, source: ev.Address) -> None:
-        self.statistics.member(effect.kind, effect.id, effect.incarnation, effect.state)
+        self.statistics.member(*effect)
         self.observer.emit("member", **effect._asdict())
 
     def _decided(self, effect: ef.Decided, source: ev.Address) -> None:

@@ -42,7 +42,7 @@ class Members(World):
 
     def __init__(self, job: Job, watcher: Watcher | None) -> None:
         super().__init__(job)
-        self.job, self.watcher = job, watcher
+        self.watcher = watcher
         self.events = 0
         self.shards = len(job.ranges)
         self.form = job.push_format
@@ -413,4 +413,4 @@ class Members(World):
         self.carry(source, to, message, payload, self.pull_bytes[shard])
 
     def _nothing(self, effect: ef.Effect, source: ev.Address) -> None:
-        """Pulls pass through the server's machine here, so its clock need not be published."""
+        """Pulls pass through the server's machine here, and nobody waits for other answers."""

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from tardygrad.config import SimulationConfig
 from tardygrad.engines.base import Job, Tensors
 from tardygrad.engines.inline_links import Arriving, Links, links_of
 from tardygrad.engines.network import Fate, Sampler
@@ -165,20 +164,38 @@ class World(ABC):
     def __init__(self, job: Job) -> None:
         config, seed = job.config, job.config.seed
         sim = config.simulation
+        self.job = job
         self.now = 0.0
         self.fate = Fate(sim, seed)
-        self.network = _latencies(sim, config.workers, seed)
-        self.links: Links | None = links_of(sim.bandwidth, config.workers, len(job.ranges))
+        # Each worker's way to the servers.
+        self.network: list[Sampler] = []
+        self.links: Links | None = links_of(sim.bandwidth, config.workers_max, len(job.ranges))
         self.control = Sampler(sim.control, [seed, 2])
         self.apply_time = Sampler(sim.apply, [seed, 3])
-        self.compute = [Sampler(sim.compute_of(w), [seed, 4, w]) for w in range(config.workers)]
-        self.workers: list[Member | None] = [None] * config.workers
+        self.compute: list[Sampler] = []
+        self.workers: list[Member | None] = []
+        self.make_room(config.workers)
         self.servers: list[Member | None] = [None] * len(job.ranges)
         self.backups: list[Member | None] = [None] * (len(job.ranges) * config.replicas)
         self.heap: list[tuple[float, int, ev.Address, int, Anything, Any]] = []
         self._number = 0
         for fault in self.fate.crashes:
             self.later(fault.at_s, _address(fault.target), Crash())
+        for change in sim.changes:
+            wanted = ev.CrewWanted(0, change.add, change.remove)
+            self.later(change.at_s, ev.SCHEDULER, wanted)
+
+    def make_room(self, workers: int) -> None:
+        """There can be so many workers."""
+        sim, seed = self.job.config.simulation, self.job.config.seed
+        for worker in range(len(self.workers), workers):
+            self.workers.append(None)
+            self.compute.append(Sampler(sim.compute_of(worker), [seed, 4, worker]))
+            if isinstance(sim.network, tuple):
+                self.network.append(Sampler(sim.network_of(worker), [seed, 1, worker]))
+            else:
+                # Where all are alike, one stream of numbers serves all.
+                self.network.append(self.network[0] if worker else Sampler(sim.network, [seed, 1]))
 
     # --- what the interpreter defines ---------------------------------------------------------
 
@@ -373,13 +390,6 @@ class World(ABC):
             report = ev.WorkerDied if kind == "worker" else ev.ServerDied
             died = report(number, member.incarnation, why, fatal=False)
         self.later(self.control(), ev.SCHEDULER, died)
-
-
-def _latencies(sim: SimulationConfig, workers: int, seed: int) -> list[Sampler]:
-    """Each worker's way to the servers; where all are alike, one stream of numbers serves all."""
-    if isinstance(sim.network, tuple):
-        return [Sampler(sim.network_of(w), [seed, 1, w]) for w in range(workers)]
-    return [Sampler(sim.network, [seed, 1])] * workers
 
 
 def _address(target: str | None) -> ev.Address:

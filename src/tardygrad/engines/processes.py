@@ -32,6 +32,7 @@ from tardygrad.engines.base import Job, Observer, RunEnd, SnapshotStore, checkpo
 from tardygrad.engines.bells import Ringer
 from tardygrad.engines.child import EVALUATION, FAILURE, IDLE, MESSAGE, REPORT, write_job
 from tardygrad.engines.epochs import Epochs
+from tardygrad.engines.operator import OperatorDesk
 from tardygrad.engines.shard_host import digest
 from tardygrad.engines.shared_memory import Arena, arena_of
 from tardygrad.engines.statistics import RunStatistics
@@ -66,7 +67,7 @@ class ProcessesEngine:
             # What workers and servers write comes first: memory serves it best.
             arena = arena_of(
                 directory, job.layout, job.ranges, job.config.workers, job.method.in_flight,
-                push_bytes=job.push_format.nbytes, create=True,
+                workers_max=job.config.workers_max, push_bytes=job.push_format.nbytes, create=True,
             )  # fmt: skip
             write_job(job, directory)
             for decision, reason in runtime_directory.decisions(directory):
@@ -119,6 +120,7 @@ class Run:
         self.delayed: dict[ev.Address, _Delayed] = {}
         self.statistics = RunStatistics(job.config.workers, len(job.ranges), job.plan.samples)
         self.statistics.begin(job.generation << 10, job.consumed_before, observer.now())
+        self.speeds: dict[int, float] = {}
         self.finished: ef.Finished | None = None
         self.writer = ThreadPoolExecutor(max_workers=1)
         self.commits: deque[tuple[ef.CommitCheckpoint, Future[float]]] = deque()
@@ -127,6 +129,7 @@ class Run:
         self.epochs = Epochs(job, observer, self.statistics, self._ask_evaluator)
         self.context = zmq.Context()
         self.backups = Backups(self)
+        self.desk = OperatorDesk(job.run, directory, self.context, arena, self.statistics)
         self.control = self._bind("control")
         self.heartbeats = self._bind("heartbeats")
         self.actions: dict[type, Callable[[Any], None]] = {
@@ -139,6 +142,7 @@ class Run:
             ef.EpochEnded: lambda e: self.epochs.ended(e.epoch),
             ef.MemberChanged: self._member_changed,
             ef.Decided: lambda e: self.observer.decided(e.decision, e.reason),
+            ef.CrewAnswered: self.desk.answered,
             ef.Finished: self._finish,
             **self.backups.actions,
         }
@@ -164,6 +168,7 @@ class Run:
             self._loop()
             return self._end(began)
         finally:
+            self.desk.close()
             self.control.close()
             self.heartbeats.close()
             self.context.term()
@@ -172,7 +177,7 @@ class Run:
 
     def _loop(self) -> None:
         poller = zmq.Poller()
-        for source in (self.control, self.heartbeats, self.nursery.fileno()):
+        for source in (self.control, self.heartbeats, self.desk.socket, self.nursery.fileno()):
             poller.register(source, zmq.POLLIN)
         next_tick = next_progress = time.monotonic()
         while self.finished is None:
@@ -181,6 +186,8 @@ class Run:
             poller.poll(max(0, round((due - now) * 1000)))
             self._receive_control()
             self._receive_heartbeats()
+            for wish in self.desk.wishes(self.observer.wishes(), self.speeds):
+                self._handle(wish)
             self._bury()
             self.backups.look()
             now = time.monotonic()
@@ -207,11 +214,11 @@ class Run:
             self.files.discard(event.step)
 
     def _report(self) -> None:
-        for worker in range(self.job.config.workers):
-            entry = self.scheduler.workers[worker]
-            waits = entry.state == "ready" and not self.scheduler.book.holds_lease(worker)
-            self.statistics.waiting(worker, waits)
+        for entry in self.scheduler.workers:
+            waits = entry.state == "ready" and not self.scheduler.book.holds_lease(entry.worker)
+            self.statistics.waiting(entry.worker, waits)
         fields = self.statistics.progress(self.observer.now(), self.job.method.learning_rate)
+        self.speeds = {row["worker"]: row["samples_per_s"] for row in fields["workers"]}
         self.observer.emit("progress", **fields)
 
     # --- messages -----------------------------------------------------------------------------
@@ -325,16 +332,12 @@ class Run:
                 entry.start()
 
     def _spawn_worker(self, effect: ef.SpawnWorker) -> None:
+        self.arena.make_room(effect.worker + 1)
         arguments = {"worker": effect.worker, "incarnation": effect.incarnation}
         self.later(("worker", effect.worker), effect.incarnation, effect.delay_s, arguments)
 
     def _spawn_server(self, effect: ef.SpawnServer) -> None:
-        arguments = {
-            "shard": effect.shard,
-            "incarnation": effect.incarnation,
-            "floor": effect.floor,
-        }
-        self.later(("server", effect.shard), effect.incarnation, 0.0, arguments)
+        self.later(("server", effect.shard), effect.incarnation, 0.0, effect._asdict())
 
     def kill(self, address: ev.Address, incarnation: int) -> None:
         """End a process, or what was to become one."""
@@ -357,11 +360,11 @@ class Run:
                 continue
             failure = process.failure or {}
             reason = str(failure.get("reason") or _describe(status))
-            fatal = bool(failure.get("fatal"))
+            death = (address[1], process.incarnation, reason, bool(failure.get("fatal")))
             if address[0] == "worker":
-                self._handle(ev.WorkerDied(address[1], process.incarnation, reason, fatal))
+                self._handle(ev.WorkerDied(*death, own=bool(failure)))
             elif address[0] == "server":
-                self._handle(ev.ServerDied(address[1], process.incarnation, reason, fatal))
+                self._handle(ev.ServerDied(*death))
             elif address[0] == "backup":
                 self._handle(ev.BackupDied(address[1], process.incarnation, reason))
             else:
@@ -390,7 +393,7 @@ class Run:
     # --- what people see ----------------------------------------------------------------------
 
     def _member_changed(self, effect: ef.MemberChanged) -> None:
-        self.statistics.member(effect.kind, effect.id, effect.incarnation, effect.state)
+        self.statistics.member(*effect)
         self.observer.emit("member", **effect._asdict())
 
     def _commit(self, effect: ef.CommitCheckpoint) -> None:

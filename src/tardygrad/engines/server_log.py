@@ -24,7 +24,8 @@ from typing import Any
 
 import msgpack
 
-from tardygrad.engines.shared_memory import fence, map_file
+from tardygrad.engines.mapped import map_file
+from tardygrad.engines.shared_memory import fence
 from tardygrad.errors import InvariantViolation
 from tardygrad.protocol import events as ev
 
@@ -64,7 +65,7 @@ class ServerLog:
 
     def __init__(self, directory: Path, shard: int, replicas: int, *, create: bool = False) -> None:
         path = directory / f"log-{shard}"
-        self._map = map_file(path, 8 * _WORDS + _BYTES, create=create)
+        self._map = map_file(path, 8 * _WORDS + _BYTES, () if create else None)
         self._view = memoryview(self._map).cast("B")
         self._ring = self._view[8 * _WORDS :]
         self._words = memoryview(self._map).cast("B").cast("q")

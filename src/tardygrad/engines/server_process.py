@@ -71,7 +71,7 @@ class ServerProcess:
         self.incarnation, self.begins = incarnation, heir is None
         self.arena = arena_of(
             directory, job.layout, job.ranges, job.config.workers, job.method.in_flight,
-            push_bytes=job.push_format.nbytes,
+            workers_max=job.config.workers_max, push_bytes=job.push_format.nbytes,
         )  # fmt: skip
         self.bell = Bell(directory, f"server-{shard}")
         self.ringer = Ringer(directory)
@@ -94,9 +94,9 @@ class ServerProcess:
                 directory, shard, job.config.replicas, incarnation, self.ringer
             )
         self.views = SlotViews(self.arena, job.push_format, shard)
-        self.slots = self.views.all
-        self.stamp_words = [self.arena.geometry.slot(*at) // 8 for at in self.slots]
-        self.seen = [0] * len(self.slots)
+        self.stamp_words: list[int] = []
+        self.seen: list[int] = []
+        self._look_at_new_places()
         self.current: tuple[int, int] = (0, 0)
         self.stamp = 0
         # Parts of a sum are answered when the last one is there: where they lie, and their stamps.
@@ -134,7 +134,7 @@ class ServerProcess:
     def _inherit(self, heir: Heir) -> None:
         """Take up what the predecessor had begun; then it is on record that this one goes on."""
         state = heir.state
-        self.seen, self.waiting = state.seen, state.waiting
+        self.seen[: len(state.seen)], self.waiting = state.seen, state.waiting
         lacking, odd = divmod(
             state.trace_bytes - self.trace.size(), record_size(len(self.job.ranges))
         )
@@ -176,6 +176,12 @@ class ServerProcess:
         arena.end_write(shard, copy, self.incarnation, machine.version, machine.ledger.consumed)
         return host
 
+    def _look_at_new_places(self) -> None:
+        """Look at the slots of workers that have joined as well, from now on."""
+        new = self.views.grow()
+        self.stamp_words += [self.arena.geometry.slot(*at) // 8 for at in new]
+        self.seen += [0] * len(new)
+
     def run(self) -> None:
         """Serve until the process is ended."""
         if self.begins:
@@ -208,9 +214,11 @@ class ServerProcess:
             self.replication.fill(self.machine, self.host.image, state, self.writer)
 
     def _serve_pushes(self) -> bool:
-        words, seen = self.arena.words, self.seen
+        if not self.views.complete:
+            self._look_at_new_places()
+        words, seen, slots = self.arena.words, self.seen, self.views.all
         new = [
-            (self.slots[i][0], words[at], i)
+            (slots[i][0], words[at], i)
             for i, at in enumerate(self.stamp_words)
             if words[at] != seen[i]
         ]
@@ -219,7 +227,7 @@ class ServerProcess:
         served = False
         # In the order in which each worker published them.
         for worker, stamp, i in sorted(new):
-            at = self.slots[i]
+            at = slots[i]
             push = self.arena.descriptor(worker, at[1], stamp)
             if push is None and not self._is_torn(i, stamp):
                 continue
@@ -339,7 +347,7 @@ class ServerProcess:
 
     def _publish_clock(self, effect: ef.PublishClock) -> None:
         self.arena.publish_clock(self.shard, effect.clock)
-        for worker in range(self.arena.geometry.workers):
+        for worker in range(self.views.workers):
             if self.arena.worker_sleeps(worker):
                 self.ringer.ring(f"worker-{worker}")
 

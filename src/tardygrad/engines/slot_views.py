@@ -12,19 +12,41 @@ At = tuple[int, int]
 
 
 class SlotViews:
-    """What a server, or a backup, reads of each slot. ``all`` lists them."""
+    """What a server, or a backup, reads of each slot.
+
+    ``all`` lists those of the ``workers`` first places, which are in use; the list only grows.
+    """
 
     def __init__(self, arena: Arena, form: PushFormat, shard: int) -> None:
-        g = arena.geometry
-        self.all: list[At] = [(w, s) for w in range(g.workers) for s in range(g.slots)]
-        pushes = {at: arena.push(*at) for at in self.all}
-        self._parts = {
-            at: (form.part(push, shard), form.buffers(push)) for at, push in pushes.items()
-        }
+        self.workers = 0
+        self.all: list[At] = []
+        self._arena, self._form, self._shard = arena, form, shard
+        self._parts: dict[At, tuple[torch.Tensor, torch.Tensor]] = {}
         self._coder = form.coder(shard)
         self._updates: dict[At, tuple[torch.Tensor, torch.Tensor]] = {}
-        if form.codec.is_plain:
-            self._updates = {at: (self._coder.decode(p), b) for at, (p, b) in self._parts.items()}
+
+    @property
+    def complete(self) -> bool:
+        """Whether these are the slots of all workers."""
+        return self._arena.in_use == self.workers
+
+    def grow(self) -> list[At]:
+        """Look at the slots of workers that have joined as well; returns these slots."""
+        form, slots = self._form, range(self._arena.geometry.slots)
+        before, self.workers = self.workers, self._arena.in_use
+        new = [(w, s) for w in range(before, self.workers) for s in slots]
+        for at in new:
+            push = self._arena.push(*at)
+            part, buffers = form.part(push, self._shard), form.buffers(push)
+            self._parts[at] = part, buffers
+            if form.codec.is_plain:
+                self._updates[at] = self._coder.decode(part), buffers
+        self.all += new
+        return new
+
+    def index(self, at: At) -> int:
+        """Where the slot stands in ``all``."""
+        return at[0] * self._arena.geometry.slots + at[1]
 
     def update(self, at: At) -> tuple[torch.Tensor, torch.Tensor]:
         """The shard's part of the slot's update, and its buffers.

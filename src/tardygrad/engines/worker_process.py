@@ -99,7 +99,7 @@ class _WorkerProcess:
         settings = self.machine.settings
         self.arena: Arena = arena_of(
             directory, job.layout, job.ranges, job.config.workers, job.method.in_flight,
-            push_bytes=job.push_format.nbytes,
+            workers_max=job.config.workers_max, push_bytes=job.push_format.nbytes,
         )  # fmt: skip
         self.bell = Bell(directory, f"worker-{worker}")
         self.ringer = Ringer(directory)

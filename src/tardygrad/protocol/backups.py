@@ -26,6 +26,8 @@ from tardygrad.protocol.effects import (
 )
 from tardygrad.protocol.membership import ServerEntry
 from tardygrad.protocol.scheduler_settings import SchedulerSettings
+from tardygrad.protocol.silence import Silence
+from tardygrad.protocol.watch import Watch
 
 EMPTY = "empty"
 STARTING = "starting"
@@ -35,7 +37,9 @@ READY = "ready"
 class BackupEntry:
     """One place for a backup."""
 
-    __slots__ = ("deaths", "due", "heard", "incarnation", "number", "shard", "state")
+    __slots__ = (
+        "deaths", "due", "heard", "incarnation", "number", "shard", "silence", "state",
+    )  # fmt: skip
 
     def __init__(self, number: int, shard: int, incarnation: int) -> None:
         self.number, self.shard = number, shard
@@ -44,6 +48,7 @@ class BackupEntry:
         self.deaths = 0
         self.due = 0.0
         self.heard = 0.0
+        self.silence = Silence()
 
     def changed(self, state: str, reason: str) -> MemberChanged:
         """What people are told of it."""
@@ -57,11 +62,14 @@ class Backups:
         servers: the scheduler's entries.
         settings: ``replicas`` places for each shard; each is filled again ``restarts`` times, after
             ``backoff_s``, doubled for each further death in it; a backup is ready within
-            ``start_s`` and then shows a sign of life every ``lease_s``, or counts as dead.
+            ``start_s``, or counts as dead.
+        watch: knows for how long one that is ready may be silent.
     """
 
-    def __init__(self, servers: Sequence[ServerEntry], settings: SchedulerSettings) -> None:
-        self._servers, self._settings = servers, settings
+    def __init__(
+        self, servers: Sequence[ServerEntry], settings: SchedulerSettings, watch: Watch
+    ) -> None:
+        self._servers, self._settings, self._watch = servers, settings, watch
         self._restarts = max(settings.restarts, 1)
         self.entries = [
             BackupEntry(server.shard * settings.replicas + i, server.shard, server.incarnation)
@@ -95,6 +103,7 @@ class Backups:
         if entry.state == STARTING and not event.steps:
             return []  # how long it may take to be ready does not depend on these
         entry.heard = now
+        entry.silence.heard(now)
         if entry.state == READY:
             return []
         entry.state = READY
@@ -125,6 +134,7 @@ class Backups:
         entry.due = now + min(wait, self._settings.backoff_max_s)
         entry.deaths += 1
         entry.incarnation += 1
+        entry.silence.breaks_off()
         if entry.deaths <= self._restarts:
             return []
         return [entry.changed("put_aside", f"all {self._restarts} restarts are used up")]
@@ -133,17 +143,20 @@ class Backups:
         """The scheduler itself was stopped: silence means nothing."""
         for entry in self.entries:
             entry.heard = now
+            entry.silence.breaks_off()
 
     def look(self, now: float) -> list[Effect]:
         """Take the silent for dead."""
         effects: list[Effect] = []
         for entry in self.entries:
-            settings = self._settings
-            allowed = settings.lease_s if entry.state == READY else settings.start_s
+            ready = entry.state == READY
+            allowed = self._watch.quiet_s(entry, now) if ready else self._settings.start_s
             quiet = now - entry.heard
             if entry.state != EMPTY and quiet > allowed:
-                what = "no sign of life for" if entry.state == READY else "not ready after"
-                why = f"{what} {quiet:.1f} s (allowed: {allowed:g} s)"
+                if ready:
+                    entry.silence.took_for_dead(quiet)
+                what = "no sign of life for" if ready else "not ready after"
+                why = f"{what} {quiet:.1f} s (allowed: {allowed:.3g} s)"
                 effects.append(entry.changed("suspected", why))
                 effects += self._out(entry, "died", why, now)
         return effects
@@ -163,9 +176,7 @@ class Backups:
                 effects += self._out(entry, "died", "its server is gone before it was filled", now)
         if chosen is None:
             return effects
-        server.incarnation += 1
-        server.promoted = True
-        server.spoke(now)
+        server.succeeded(now, promoted=True)
         backup = chosen.incarnation
         why = f"server {server.shard} is gone, and it has everything that was acknowledged"
         effects += [

@@ -275,6 +275,18 @@ class MemberChanged(NamedTuple):
     reason: str
 
 
+class CrewAnswered(NamedTuple):
+    """What became of the wish ``number`` for more workers or fewer.
+
+    ``added`` and ``leaving`` are slots; ``refused`` says why nothing is done, or is empty.
+    """
+
+    number: int
+    added: tuple[int, ...]
+    leaving: tuple[int, ...]
+    refused: str
+
+
 class Decided(NamedTuple):
     """A decision and its reason, for the log."""
 
@@ -293,5 +305,5 @@ Effect: TypeAlias = (
     Send | Pull | Compute | JoinGroup | Reduce | Follow | LeaveGroup | Publish | Release | Leave
     | Apply | Include | Gather | Commit | Log | SendParameters | PublishClock | SaveSnapshot
     | SpawnWorker | KillWorker | SpawnServer | KillServer | SpawnBackup | KillBackup | Promote
-    | CommitCheckpoint | EpochEnded | MemberChanged | Decided | Finished
+    | CommitCheckpoint | EpochEnded | MemberChanged | CrewAnswered | Decided | Finished
 )  # fmt: skip

@@ -126,7 +126,8 @@ def random_schedule(seed: int) -> Schedule:
     schedule = _with_more(schedule, random.Random(f"more of {seed}"))
     schedule = _with_balance(schedule, random.Random(f"balance of {seed}"))
     schedule = _with_links(schedule, random.Random(f"links of {seed}"))
-    return _with_replicas(schedule, random.Random(f"replicas of {seed}"))
+    schedule = _with_replicas(schedule, random.Random(f"replicas of {seed}"))
+    return _with_changes(schedule, random.Random(f"crew of {seed}"), 1.5 * nominal_s + 0.2)
 
 
 def _with_replicas(schedule: Schedule, rng: random.Random) -> Schedule:
@@ -148,6 +149,24 @@ def _with_replicas(schedule: Schedule, rng: random.Random) -> Schedule:
         # Slow servers: some push is always on its way when one dies.
         changes["simulation"]["apply"] = rng.uniform(0.002, 0.01)
     return dataclasses.replace(schedule, settings=merge(settings, changes))
+
+
+def _with_changes(schedule: Schedule, rng: random.Random, horizon_s: float) -> Schedule:
+    if rng.random() < 0.5:
+        return schedule
+    changes = []
+    for _ in range(rng.randint(1, 4)):
+        add, remove = rng.choice(((1, 0), (2, 0), (3, 0), (0, 1), (0, 1), (0, 2), (1, 1)))
+        changes.append({"at_s": rng.uniform(0, horizon_s), "add": add, "remove": remove})
+    most = schedule.settings["workers"] + rng.randint(0, 4)
+    settings: dict[str, Any] = {
+        "simulation": {"changes": changes},
+        "elastic": {"workers_max": most},
+    }
+    # What counts samples would see half of one.
+    if schedule.model != "counting" and rng.random() < 0.3:
+        settings["elastic"]["learning_rate"] = "linear"
+    return dataclasses.replace(schedule, settings=merge(schedule.settings, settings))
 
 
 def _with_more(schedule: Schedule, rng: random.Random) -> Schedule:
