@@ -15,6 +15,7 @@ from tardygrad.protocol import trace
 from tardygrad.protocol.invariants import Auditor
 from tardygrad.protocol.promotion import PromotableServer
 from tardygrad.protocol.server import ServerSettings
+from tardygrad.protocol.silence import SilenceLimits
 from tardygrad.staleness import Constant
 
 
@@ -99,10 +100,11 @@ def test_a_place_is_not_filled_for_ever() -> None:
 # --- the server machine -----------------------------------------------------------------------
 
 
-def server() -> PromotableServer:
+def server(**changes: Any) -> PromotableServer:
     settings = ServerSettings(
-        lineage=1, plan=PLAN, workers=2, staleness=Constant(), consistency=ASP(), resend_s=1.0
-    )
+        lineage=1, plan=PLAN, workers=2, staleness=Constant(), consistency=ASP(), resend_s=1.0,
+        **changes,
+    )  # fmt: skip
     return PromotableServer(0, settings)
 
 
@@ -129,6 +131,41 @@ def test_a_copy_comes_to_the_same_and_goes_on_as_another_incarnation() -> None:
     reported = [e.message for e in applied if isinstance(e, ef.Send)][-1]
     assert isinstance(reported, ev.Booked) and reported.incarnation == 1
     assert first.version == 2
+
+
+def test_a_copy_knows_how_many_workers_there_are() -> None:
+    first, second = server(linear_rate=True), server(linear_rate=True)
+    first.handle(ev.CrewCounted(1, 6), 0.0)
+    second.take_over(first.image_of())
+    # What comes late, of before, is answered and changes nothing.
+    for machine in (first, second):
+        (seen,) = machine.handle(ev.CrewCounted(0, 1), 0.5)
+        assert seen.message == ev.CrewSeen(0, 0)
+    second.handle(ev.Promoted(1), 1.0)
+    assert second.handle(push(1, 0, (0, 0)), 2.0)[0].record.scale == 3.0
+
+
+def test_a_promoted_server_is_told_how_many_workers_there_are() -> None:
+    found = desk(workers_max=4, counts_crew=True)
+    found.do(ev.Heartbeat("backup", 1, 0, 1))
+    found.do(ev.CrewWanted(1, 1, 0))
+    assert len(found.sent(ev.CrewCounted)) == 2
+    found.do(ev.ServerDied(1, 0, "killed", fatal=False))
+    found.serve(1, incarnation=1, version=5)
+    told = [e for e in found.of(ef.Send) if isinstance(e.message, ev.CrewCounted)]
+    assert [e.to for e in told] == [("server", 1)]
+
+
+def test_the_silence_of_a_backup_is_learned() -> None:
+    limits = SilenceLimits(first_s=LEASE_S, least_s=1.5, most_s=4 * LEASE_S)
+    found = desk(silence=limits)
+    for _ in range(12):
+        found.do(ev.Heartbeat("backup", 0, 0, 1), after=0.05)
+    found.do(ev.Tick())
+    silent_since = found.now
+    while not found.of(ef.KillBackup):
+        found.beat()
+    assert found.now - silent_since < LEASE_S / 2
 
 
 # --- the auditor ------------------------------------------------------------------------------

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from tardygrad.engines.base import RunEnd
-from tardygrad.testing.simulation import SimulatedCluster, null_job
+from tardygrad.protocol import trace
+from tardygrad.testing.battery import plain_network, samples
+from tardygrad.testing.simulation import SimulatedCluster, null_job, torch_job
 
 CHANGES = [{"at_s": 0.3, "add": 2}, {"at_s": 0.9, "remove": 3}, {"at_s": 1.4, "add": 1}]
 
@@ -63,6 +65,43 @@ def test_the_learning_rate_follows_if_it_is_told_to() -> None:
     cluster, _ = simulated(elastic={"learning_rate": "linear"}, simulation={"changes": changes})
     scales = {r.scale for r in cluster.history.records[0] if r.samples}
     assert scales == {1.0, 2.0}
+
+
+def test_a_backup_knows_how_many_workers_there_are() -> None:
+    """It takes over after the change, and the rate goes on where its predecessor left it."""
+    deaths = [{"kind": "crash", "target": f"server-{s}", "at_s": 0.8} for s in range(2)]
+    cluster, _ = simulated(
+        replicas=1,
+        elastic={"learning_rate": "linear"},
+        simulation={"changes": [{"at_s": 0.5, "add": 2}], "faults": deaths, "tick_s": 0.02},
+    )
+    for records in cluster.history.records:
+        kinds = [r.kind for r in records]
+        promotion = kinds.index(trace.PROMOTED)
+        before, after = records[:promotion], records[promotion:]
+        assert {r.scale for r in before if r.samples} == {1.0, 2.0}
+        assert {r.scale for r in after if r.samples} == {2.0}
+        assert {r.worker for r in after if r.samples} == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("method", ["sync_sgd", "easgd", "dana", "ringleader"])
+def test_backups_follow_workers_that_join_and_leave(method: str) -> None:
+    """Tables that have grown are filled into backups; each is compared bit by bit."""
+    deaths = [
+        {"kind": "crash", "target": target, "at_s": at_s}
+        for at_s, target in ((0.5, "server-0"), (0.7, "backup-0"), (1.2, "server-0"))
+    ]
+    job = torch_job(
+        plain_network, samples(), epochs=40, batch_size=8, workers=2, replicas=1, method=method,
+        failure={"backoff_s": 0.01},
+        simulation={"changes": CHANGES, "faults": deaths, "tick_s": 0.02},
+    )  # fmt: skip
+    cluster = SimulatedCluster(job)
+    end = cluster.run()
+    cluster.check(end)
+    assert end.outcome == "done", end.reason
+    promoted = [r for r in cluster.history.records[0] if r.kind == trace.PROMOTED]
+    assert len(promoted) == 2
 
 
 def test_delay_adaptive_reckons_with_those_that_are_there() -> None:
