@@ -27,6 +27,9 @@ TARGET, EPOCHS = 0.98, 5
 LOCAL_STEPS = 16
 
 Side = Callable[[int], float]
+FAILOVERS = 5
+"""Servers that are killed in a round."""
+
 Times = dict[float, list[float]]
 """Seconds by learning rate, one for each seed."""
 
@@ -61,6 +64,17 @@ def _ours(kind: str, workers: int, **method: Any) -> Side:
 
 def _plain(kind: str) -> Side:
     return lambda _: _value("plain", "speed", kind, WINDOW_S)
+
+
+def _replicas(workers: int, replicas: int) -> Side:
+    document = json.dumps({**_training("mlp", workers), "replicas": replicas})
+    return lambda _: _value("ours", "speed", document, WINDOW_S)
+
+
+def _failover(_: int) -> float:
+    failure = {"backoff_s": 0.01}
+    document = json.dumps({**_training("mlp", 2), "replicas": 1, "failure": failure})
+    return _value("failover", document, FAILOVERS)
 
 
 def _value(module: str, *arguments: object) -> float:
@@ -224,6 +238,15 @@ def figures() -> list[Figure]:
         Figure("checkpoint every 10 s, 100 MB model, samples/s vs without", "samples/s",
                _large(CHECKPOINTS_S), _large(math.inf), 0.97, 0.99, rounds=3,
                note="784-4620-4620-10, 2 workers, 1 server"),
+        Figure("replicas 1, mlp, 1 worker, push every step, vs replicas 0", "samples/s",
+               _replicas(1, 1), _replicas(1, 0), 0.85, 0.95,
+               note="on two cores one is free for server and backup"),
+        Figure("replicas 1, mlp, 2 workers, push every step, vs replicas 0", "samples/s",
+               _replicas(2, 1), _replicas(2, 0), None, None,
+               note="on two cores none is free: workers, server and backup share them"),
+        Figure("replicas 1, server killed to the shard's next update", "s",
+               _failover, None, 0.5, 0.1, smaller_is_better=True, worst=True, rounds=3,
+               note=f"mlp, 2 workers; the longest of {FAILOVERS} in each round"),
         sleepers,
         Figure("simulator, 1,000 workers, null model", "events/s",
                lambda _: _value("simulator"), None, 20_000, 100_000),

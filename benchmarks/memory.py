@@ -35,8 +35,8 @@ def descendants(pid: int, parents: dict[int, int]) -> set[int]:
     return found - {pid}
 
 
-def largest_worker(root: int) -> dict[str, float] | None:
-    """The memory of the largest worker among the descendants of ``root``; None if there is none."""
+def processes(root: int, beginning: str) -> list[int]:
+    """The descendants of ``root`` whose names begin so."""
     names: dict[int, str] = {}
     parents: dict[int, int] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
@@ -47,6 +47,10 @@ def largest_worker(root: int) -> dict[str, float] | None:
         # pid (name) state parent ...; the name may hold anything, parentheses too.
         pid, name = int(path.parent.name), text[text.index("(") + 1 : text.rindex(")")]
         names[pid], parents[pid] = name, int(text[text.rindex(")") + 1 :].split()[1])
-    workers = [p for p in descendants(root, parents) if names[p].startswith(_WORKER)]
-    sizes = [size for size in map(of_process, workers) if size]
+    return sorted(p for p in descendants(root, parents) if names[p].startswith(beginning))
+
+
+def largest_worker(root: int) -> dict[str, float] | None:
+    """The memory of the largest worker among the descendants of ``root``; None if there is none."""
+    sizes = [size for size in map(of_process, processes(root, _WORKER)) if size]
     return max(sizes, key=lambda size: size["pss_mib"], default=None)

@@ -1,8 +1,9 @@
 """tardygrad: train models on whatever machines people have.
 
 The public API: ``train`` and ``resume`` for a whole run, ``export`` for its model, ``methods`` for
-the ways of training, ``Callback`` to listen in, ``errors`` for what can go wrong. Everything is
-imported when it is first used, so that ``import tardygrad`` costs next to nothing.
+the ways of training, ``workers`` for those of a running run, ``Callback`` to listen in, ``errors``
+for what can go wrong. Everything is imported when it is first used, so that ``import tardygrad``
+costs next to nothing.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from tardygrad.api import resume, train
     from tardygrad.auditing import audit
     from tardygrad.callbacks import Callback
+    from tardygrad.crewing import workers
     from tardygrad.exporting import export
     from tardygrad.replaying import replay
     from tardygrad.training import Result
@@ -28,6 +30,7 @@ _HOMES = {
     "audit": "tardygrad.auditing",
     "export": "tardygrad.exporting",
     "replay": "tardygrad.replaying",
+    "workers": "tardygrad.crewing",
 }
 _MODULES = ("methods", "errors")
 
@@ -41,6 +44,7 @@ __all__ = [
     "replay",
     "resume",
     "train",
+    "workers",
 ]
 
 

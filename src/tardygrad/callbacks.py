@@ -35,6 +35,19 @@ class Callback:
             raise ValueError(f"event {event!r} comes before the run; expected it while it goes on")
         self._emit(event, **fields)
 
+    def change_workers(self, *, add: int = 0, remove: int = 0) -> None:
+        """Ask for so many workers more or fewer; see ``tardygrad.workers``.
+
+        Returns at once. What became of the wish stands in events.log and shows in the next logs.
+
+        Raises:
+            UsageError: a number is negative.
+        """
+        from tardygrad.engines.operator import check_change
+
+        check_change(add, remove)
+        self.__dict__.setdefault("_wishes", []).append((add, remove))
+
     def on_train_begin(self) -> None:
         """The run directory is there; no process has started."""
 
@@ -75,6 +88,10 @@ class CallbackList:
             if callback.stop_training:
                 return f"{type(callback).__name__} set stop_training"
         return ""
+
+    def wishes(self) -> list[tuple[int, int]]:
+        """What callbacks want of the number of workers, as (add, remove); each is told once."""
+        return [wish for c in self._callbacks for wish in c.__dict__.pop("_wishes", ())]
 
     def begin(self, emit: Callable[..., None]) -> None:
         """The run begins; an error here is raised at once, as nothing is to be wound up yet.

@@ -33,6 +33,7 @@ __all__ = [
     "DataConfig",
     "Document",
     "Duration",
+    "ElasticConfig",
     "EvaluationConfig",
     "FailureConfig",
     "Fault",
@@ -150,11 +151,17 @@ class FailureConfig(Section):
     """How long silence may last, and what is done about the dead."""
 
     lease_s: float = Field(5.0, gt=0)
-    """Seconds without a sign of life after which a worker's fragment goes to another."""
+    """Seconds of silence that are taken for death, until a process's rhythm is known."""
+    silence_min_s: float | None = Field(None, gt=0)
+    """The limit that follows the rhythm is never shorter; None = two fifths of ``lease_s``."""
+    silence_max_s: float | None = Field(None, gt=0)
+    """The limit that follows the rhythm is never longer; None = four times ``lease_s``."""
     heartbeat_s: float = Field(0.25, gt=0)
     """Seconds between two signs of life."""
     restarts: int = Field(10, ge=0)
     """How many replacements the whole run may start; then it goes on with fewer workers."""
+    put_aside_after: int = Field(3, ge=1)
+    """A worker that dies so often in a row, with nothing booked, is not replaced any more."""
     backoff_s: float = Field(0.5, ge=0)
     """Seconds before a replacement starts; doubled for each further death of the same slot."""
     backoff_max_s: float = Field(30.0, ge=0)
@@ -171,12 +178,37 @@ class FailureConfig(Section):
                 f"lease_s must be more than twice heartbeat_s ({self.heartbeat_s:g}), so that one "
                 f"late heartbeat does not count as a death, got {self.lease_s:g}"
             )
+        for key, low, high in (
+            ("silence_min_s", 2 * self.heartbeat_s, self.lease_s),
+            ("silence_max_s", self.lease_s, float("inf")),
+        ):
+            value = getattr(self, key)
+            if value is not None and not low <= value <= high:
+                bounds = f"from {low:g} to {high:g}" if high < float("inf") else f"{low:g} or more"
+                raise ValueError(f"{key} must be {bounds}, got {value:g}")
         if self.backoff_max_s < self.backoff_s:
             raise ValueError(
                 f"backoff_max_s must be at least backoff_s ({self.backoff_s:g}), "
                 f"got {self.backoff_max_s:g}"
             )
         return self
+
+    @property
+    def silence_s(self) -> tuple[float, float]:
+        """The bounds of the limit that follows a process's rhythm, in seconds."""
+        least, most = self.silence_min_s, self.silence_max_s
+        if least is None:
+            least = min(max(0.4 * self.lease_s, 4 * self.heartbeat_s), self.lease_s)
+        return least, 4 * self.lease_s if most is None else most
+
+
+class ElasticConfig(Section):
+    """Workers that join and leave while the run goes on."""
+
+    workers_max: int | None = Field(None, ge=1)
+    """So many workers there can be at a time; None = twice ``workers``, and at least 16."""
+    learning_rate: Literal["fixed", "linear"] = "fixed"
+    """``linear`` multiplies it by the live number of workers over the configured one."""
 
 
 class RunConfig(Document):
@@ -198,6 +230,8 @@ class RunConfig(Document):
     workers: int = Field(4, ge=1)
     servers: int = Field(1, ge=1)
     """Into how many shards the parameters are cut."""
+    replicas: int = Field(0, ge=0, le=8)
+    """How many backups each shard has, which lose nothing if its server dies."""
     engine: Literal["processes", "inline"] = "processes"
     """``processes`` trains for real; ``inline`` simulates in one process and virtual time."""
     threads: int = Field(1, ge=1)
@@ -207,6 +241,7 @@ class RunConfig(Document):
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     failure: FailureConfig = FailureConfig()
+    elastic: ElasticConfig = ElasticConfig()
     simulation: SimulationConfig = SimulationConfig()
     tensorboard: bool = False
     """Write TensorBoard files into the run directory as well (extra ``tensorboard``)."""
@@ -239,8 +274,18 @@ class RunConfig(Document):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        self.simulation.check(self.workers, self.servers)
+        most = self.elastic.workers_max
+        if most is not None and most < self.workers:
+            raise ValueError(
+                f"elastic.workers_max must be at least workers ({self.workers}), got {most}"
+            )
+        self.simulation.check(self.workers, self.servers, self.servers * self.replicas)
         return self
+
+    @property
+    def workers_max(self) -> int:
+        """How many workers there can be at a time."""
+        return self.elastic.workers_max or max(16, 2 * self.workers)
 
     def fragment_batches_for(self, samples: int) -> int:
         """Batches per fragment for a training set of ``samples`` samples.

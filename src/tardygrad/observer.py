@@ -53,6 +53,10 @@ class RunObserver:
         """Why the run must stop now, or an empty string."""
         return self.stop_reason or self._callbacks.stop_reason
 
+    def wishes(self) -> list[tuple[int, int]]:
+        """How many workers are to join and to leave, as callbacks wish; each is told once."""
+        return self._callbacks.wishes()
+
 
 @contextlib.contextmanager
 def stopped_by_signals(observer: RunObserver) -> Iterator[None]:

@@ -12,7 +12,7 @@ import torch
 from tardygrad.data.fragments import Permutations
 from tardygrad.engines.base import Job
 from tardygrad.engines.child import explain
-from tardygrad.errors import DataError, ModelError, TardygradError
+from tardygrad.errors import ConfigError, DataError, ModelError, TardygradError
 
 __all__ = ["check_first_batch"]
 
@@ -23,9 +23,11 @@ def check_first_batch(job: Job) -> None:
     The caller's random state is left as it was.
 
     Raises:
+        ConfigError: the learning rate cannot follow the number of workers with this method.
         DataError: the data raises, or gives no batch.
         ModelError: the model or the loss raises, or the loss is no number.
     """
+    _check_rate(job)
     indices = Permutations(job.plan).indices(0, 0, 0)
     with torch.random.fork_rng(devices=[]):
         try:
@@ -42,3 +44,11 @@ def check_first_batch(job: Job) -> None:
                 f"the first batch ({shapes}; the target is last) cannot be trained: "
                 f"{explain(error)}"
             ) from error
+
+
+def _check_rate(job: Job) -> None:
+    if job.linear_rate and (job.method.follows or job.method.pushes == "way"):
+        raise ConfigError(
+            "elastic.learning_rate: linear scales what servers do with gradients; the workers of "
+            f"{job.method.name} take steps of their own, which it would not reach; leave it fixed"
+        )

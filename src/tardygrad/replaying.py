@@ -29,7 +29,7 @@ from tardygrad.engines.base import Job, Tensors
 from tardygrad.engines.gloo import Rehearsal
 from tardygrad.engines.packing import Packer
 from tardygrad.engines.peers import halve, take_up
-from tardygrad.engines.shard_host import ShardHost, digest
+from tardygrad.engines.shard_host import NoTrace, ShardHost, digest
 from tardygrad.engines.worker_host import WorkerHost
 from tardygrad.errors import LedgerError, RunDirectoryError
 from tardygrad.metrics import sink
@@ -166,16 +166,6 @@ def check_repeatable(directory: RunDirectory) -> None:
         )
 
 
-class _NoTrace:
-    """A replay records nothing."""
-
-    def write(self, record: Record) -> None:
-        """Forget the record."""
-
-    def close(self) -> None:
-        """Nothing to do."""
-
-
 class _Memory:
     """What is kept of states that something will need: copies, and how often they are needed."""
 
@@ -281,7 +271,7 @@ class _Shard:
         self._parameters.copy_(self._job.initial[self._where])
         if self._buffers is not None:
             self._buffers.copy_(self._job.initial[self._buffers_at :])
-        self._host = ShardHost(self._job.method, self._parameters, self._buffers, _NoTrace())
+        self._host = ShardHost(self._job.method, self._parameters, self._buffers, NoTrace())
         self._parts = []
         life = self._lives[0]
         if life.start is not None:

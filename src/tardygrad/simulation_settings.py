@@ -22,7 +22,7 @@ from tardygrad.sections import Section
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["Bandwidth", "Duration", "Fault", "SimulationConfig"]
+__all__ = ["Bandwidth", "Change", "Duration", "Fault", "SimulationConfig"]
 
 Distribution = Literal["constant", "uniform", "exponential", "lognormal", "shifted_exponential"]
 
@@ -73,7 +73,7 @@ class Duration(Section):
 
 FaultKind = Literal["crash", "hang", "slow", "loss", "duplicate", "delay", "blackout", "jump"]
 
-_TARGET = re.compile(r"scheduler|(worker|server)-(0|[1-9][0-9]*)")
+_TARGET = re.compile(r"scheduler|(worker|server|backup)-(0|[1-9][0-9]*)")
 _OF_PROCESSES = ("crash", "hang", "slow")
 _OF_MESSAGES = ("loss", "duplicate", "delay")
 
@@ -92,8 +92,8 @@ class Fault(Section):
 
     kind: FaultKind
     target: str | None = None
-    """``worker-N``, ``server-N``, or ``scheduler`` (crash only); None = every link (faults of
-    messages) or clock (jumps)."""
+    """``worker-N``, ``server-N``, ``backup-N``, or ``scheduler`` (crash only); None = every link
+    (faults of messages) or clock (jumps)."""
     at_s: float = Field(0.0, ge=0)
     for_s: float | None = Field(None, gt=0)
     """How long it lasts; None = to the end of the run.  Only the scheduler's crash has one."""
@@ -111,7 +111,7 @@ class Fault(Section):
     def _target(cls, value: str | None) -> str | None:
         if value is None or _TARGET.fullmatch(value):
             return value
-        raise ValueError("expected 'worker-N', 'server-N', 'scheduler' or nothing")
+        raise ValueError("expected 'worker-N', 'server-N', 'backup-N', 'scheduler' or nothing")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -154,6 +154,20 @@ class Fault(Section):
         return self.for_s is None or now < self.at_s + self.for_s
 
 
+class Change(Section):
+    """Workers that join or leave at ``at_s``, as if somebody had asked for it."""
+
+    at_s: float = Field(ge=0)
+    add: int = Field(0, ge=0)
+    remove: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _changes(self) -> Self:
+        if not self.add and not self.remove:
+            raise ValueError("a change adds or removes workers; give add or remove")
+        return self
+
+
 def _one_or_list(value: Any) -> str:
     return "list" if isinstance(value, list | tuple) else "one"
 
@@ -189,7 +203,7 @@ class Bandwidth(Section):
     """Of the link of a server, which all workers share: updates."""
 
     def of(self, kind: str, way: str, count: int) -> list[float | None]:
-        """Bytes per second of the ``count`` members of a kind.
+        """Bytes per second of the ``count`` members of a kind; a list begins anew after its end.
 
         Args:
             kind: ``worker`` or ``server``.
@@ -197,7 +211,8 @@ class Bandwidth(Section):
             count: how many members there are.
         """
         given = getattr(self, f"{kind}_{way}_bytes_per_s")
-        return list(given) if isinstance(given, tuple) else [given] * count
+        given = given if isinstance(given, tuple) else (given,)
+        return [given[index % len(given)] for index in range(count)]
 
 
 class SimulationConfig(Section):
@@ -214,20 +229,24 @@ class SimulationConfig(Section):
     apply: Duration = Duration(mean_s=0.0001)
     """Seconds that a server needs to apply one update."""
     faults: Annotated[tuple[Fault, ...], Field(strict=False)] = ()
+    changes: Annotated[tuple[Change, ...], Field(strict=False)] = ()
+    """Workers that join and leave; what others have is theirs too, lists begin anew for them."""
     tick_s: float = Field(0.5, gt=0)
     """Virtual seconds between two ticks of the clock (leases, heartbeats, progress)."""
     limit_s: float | None = Field(None, gt=0)
     """Virtual seconds after which the simulation gives up; None = ten million."""
 
     def compute_of(self, worker: int) -> Duration:
-        """The compute time of worker ``worker`` (0 ..)."""
-        return self.compute[worker] if isinstance(self.compute, tuple) else self.compute
+        """The compute time of worker ``worker`` (0 ..); a list begins anew for those who join."""
+        given = self.compute
+        return given[worker % len(given)] if isinstance(given, tuple) else given
 
     def network_of(self, worker: int) -> Duration:
-        """The delay between worker ``worker`` (0 ..) and any server."""
-        return self.network[worker] if isinstance(self.network, tuple) else self.network
+        """The delay between worker ``worker`` (0 ..) and any server; likewise."""
+        given = self.network
+        return given[worker % len(given)] if isinstance(given, tuple) else given
 
-    def check(self, workers: int, servers: int) -> None:
+    def check(self, workers: int, servers: int, backups: int = 0) -> None:
         """See that lists have an entry for each member, and that faults meet somebody.
 
         Raises:
@@ -241,11 +260,11 @@ class SimulationConfig(Section):
             _check_length(f"bandwidth.{key}", getattr(self.bandwidth, key), "number", kind, count)
         for number, fault in enumerate(self.faults):
             kind, _, index = (fault.target or "").partition("-")
-            count = workers if kind == "worker" else servers
+            count = {"worker": workers, "backup": backups}.get(kind, servers)
             if index and int(index) >= count:
+                there = f"{kind}s are numbered 0 to {count - 1}" if count else "replicas is 0"
                 raise ValueError(
-                    f"simulation.faults.{number}.target: {fault.target!r} does not exist; "
-                    f"{kind}s are numbered 0 to {count - 1}"
+                    f"simulation.faults.{number}.target: {fault.target!r} does not exist; {there}"
                 )
 
 

@@ -1,7 +1,7 @@
 r"""Staleness policies: what an update that is tau versions old is worth.
 
 Each policy returns a :class:`Verdict`: the factor s(tau) on the learning rate, or that the update
-is dropped. ``workers`` is the number of workers in the configuration.
+is dropped. ``workers`` is the number of workers that there are.
 
 >>> Inverse().judge(0, workers=4).scale, Inverse().judge(3, workers=4).scale
 (1.0, 0.3333333333333333)
@@ -33,6 +33,11 @@ _FULL = Verdict(True, 1.0, False, "full step")
 
 
 class _Policy(Section):
+    @property
+    def counts_workers(self) -> bool:
+        """Whether the number of workers matters."""
+        return False
+
     @property
     def limit(self) -> int | None:
         """The lowest staleness that is never applied, or None."""
@@ -82,6 +87,11 @@ class DelayAdaptive(_Policy):
     """s(tau) = n / max(n, tau) for n workers (Mishchenko et al., NeurIPS 2022, 2206.07638)."""
 
     name: Literal["delay_adaptive"] = "delay_adaptive"
+
+    @property
+    def counts_workers(self) -> bool:
+        """What is usual grows with their number."""
+        return True
 
     def judge(self, staleness: int, workers: int) -> Verdict:
         """Full steps up to the usual staleness, smaller ones beyond."""

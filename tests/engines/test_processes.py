@@ -13,7 +13,7 @@ import torch
 from tardygrad.engines import server_process
 from tardygrad.engines.base import Job
 from tardygrad.engines.evaluator_process import read_newest
-from tardygrad.engines.processes import _Run
+from tardygrad.engines.processes import Run
 from tardygrad.engines.shared_memory import Arena, arena_of
 from tardygrad.engines.stores import DirectoryStore
 from tardygrad.protocol import effects as ef
@@ -49,33 +49,34 @@ def arena(job: Job, tmp_path: Path) -> Arena:
 
 
 @pytest.fixture
-def run(job: Job, arena: Arena, tmp_path: Path) -> Iterator[_Run]:
+def run(job: Job, arena: Arena, tmp_path: Path) -> Iterator[Run]:
     assert job.run_directory is not None
     store = DirectoryStore(job.run_directory, job.layout, job.ranges)
     nursery: Any = FakeNursery()
-    made = _Run(job, SilentObserver(), store, tmp_path, arena, nursery)
+    made = Run(job, SilentObserver(), store, tmp_path, arena, nursery)
     yield made
+    made.desk.close()
     made.gate.close()
     made.ringer.close()
     made.writer.shutdown()
 
 
-def spawned(run: _Run) -> list[tuple[str, dict[str, Any]]]:
+def spawned(run: Run) -> list[tuple[str, dict[str, Any]]]:
     nursery: Any = run.nursery
     found: list[tuple[str, dict[str, Any]]] = nursery.spawned
     return found
 
 
-def test_who_is_killed_before_his_start_is_not_started(run: _Run) -> None:
+def test_who_is_killed_before_his_start_is_not_started(run: Run) -> None:
     run._spawn_worker(ef.SpawnWorker(0, 3, 0.01))
     run._spawn_worker(ef.SpawnWorker(1, 5, 0.01))
-    run._kill(("worker", 0), 3)
-    run._kill(("worker", 1), 4)  # an earlier one: the one that waits is another
+    run.kill(("worker", 0), 3)
+    run.kill(("worker", 1), 4)  # an earlier one: the one that waits is another
     run._start_delayed(float("inf"))
     assert spawned(run) == [("worker", {"worker": 1, "incarnation": 5})]
 
 
-def test_a_successor_waits_until_its_predecessor_is_gone(run: _Run) -> None:
+def test_a_successor_waits_until_its_predecessor_is_gone(run: Run) -> None:
     run._spawn_worker(ef.SpawnWorker(0, 0, 0.0))
     run._spawn_worker(ef.SpawnWorker(0, 1, 0.0))
     run._start_delayed(float("inf"))
@@ -87,7 +88,7 @@ def test_a_successor_waits_until_its_predecessor_is_gone(run: _Run) -> None:
     assert [a["incarnation"] for _, a in spawned(run)] == [0, 1]
 
 
-def test_what_was_written_for_a_given_up_checkpoint_goes(run: _Run) -> None:
+def test_what_was_written_for_a_given_up_checkpoint_goes(run: Run) -> None:
     tensors = {"parameters": torch.zeros(4)}
     place = run.files.files.directory(1)
     file = run.files.write(1, 0, tensors, {})
@@ -169,7 +170,7 @@ def test_a_server_lives_while_it_is_restored(
         return 0
 
     monkeypatch.setattr(server_process, "live", live)
-    monkeypatch.setattr(server_process, "_ServerProcess", Restored)
+    monkeypatch.setattr(server_process, "ServerProcess", Restored)
     monkeypatch.setattr(server_process, "ask_for_short_slices", lambda: None)
     assert server_process.main(0, 1, 0) == 0
     assert told == ["beats", "is restored", "runs"]

@@ -17,13 +17,12 @@ from hypothesis import strategies as st
 
 from tardygrad.engines import runtime_directory, shared_memory
 from tardygrad.engines.bells import Bell, Ringer
+from tardygrad.engines.mapped import share, shared
 from tardygrad.engines.shared_memory import (
     Answer,
     Arena,
     Geometry,
     arena_of,
-    share,
-    shared,
 )
 from tardygrad.errors import StorageError
 from tardygrad.layout import Layout, partition

@@ -9,6 +9,7 @@ from tardygrad.protocol import effects as ef
 from tardygrad.protocol import events as ev
 from tardygrad.protocol.scheduler import Scheduler
 from tardygrad.protocol.scheduler_settings import SchedulerSettings
+from tardygrad.protocol.silence import SilenceLimits
 
 PLAN = FragmentPlan(samples=48, batch_size=4, fragment_batches=3, seed=0)
 FRAGMENTS = PLAN.fragments_per_epoch
@@ -22,9 +23,10 @@ class Desk:
 
     def __init__(self, **changes: Any) -> None:
         values: dict[str, Any] = {
-            "plan": PLAN, "epochs": 1, "workers": 2, "shards": 2, "lease_s": LEASE_S,
-            "start_s": 60.0, "stop_s": 30.0, "resend_s": RESEND_S, "restarts": 3,
-            "backoff_s": 0.5, "backoff_max_s": 4.0, "checkpoint_every_s": 30.0,
+            "plan": PLAN, "epochs": 1, "workers": 2, "workers_max": 6, "shards": 2,
+            "lease_s": LEASE_S, "silence": SilenceLimits(LEASE_S, LEASE_S, LEASE_S),
+            "put_aside_after": 3, "start_s": 60.0, "stop_s": 30.0, "resend_s": RESEND_S,
+            "restarts": 3, "backoff_s": 0.5, "backoff_max_s": 4.0, "checkpoint_every_s": 30.0,
             "uses_clocks": False,
         }  # fmt: skip
         self.machine = Scheduler(SchedulerSettings(**{**values, **changes}))

@@ -19,14 +19,14 @@ def ask(worker: int, samples: int, seconds: float, incarnation: int = 0) -> ev.L
 
 
 def measured(rule: BySteps | ByBatch, *speeds: float) -> Balancer:
-    balancer = Balancer(rule, len(speeds))
+    balancer = Balancer(rule)
     for worker, speed in enumerate(speeds):
         balancer.tell(ask(worker, int(speed), 1.0))
     return balancer
 
 
 def test_the_unmeasured_have_the_whole_share() -> None:
-    balancer = Balancer(BySteps(), 2)
+    balancer = Balancer(BySteps())
     balancer.tell(ask(0, 0, 0.0))
     assert balancer.decide(0, [0, 1]) == (1.0, [])
     balancer.tell(ask(1, 100, 1.0))

@@ -21,13 +21,14 @@ from tardygrad.protocol.membership import LEFT
 from tardygrad.protocol.scheduler import OVER, SAVING, STOPPING, Scheduler
 from tardygrad.protocol.scheduler_settings import SchedulerSettings
 from tardygrad.protocol.server import Server, ServerSettings
+from tardygrad.protocol.silence import SilenceLimits
 from tardygrad.staleness import Constant
 
-EPOCHS, WORKERS, SHARDS = 3, 3, 2
+EPOCHS, WORKERS, SLOTS, SHARDS = 3, 3, 5, 2
 LINEAGE = 1
 
 numbers = st.integers(0, 1 << 16)
-workers = st.integers(0, WORKERS - 1)
+workers = st.integers(0, SLOTS - 1)
 shards = st.integers(0, SHARDS - 1)
 
 
@@ -57,7 +58,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         super().__init__()
         self.now = 0.0
         self.mail: list[tuple[ev.Address, ev.Event]] = []
-        self.workers: dict[int, Laborer] = {}
+        self.workers = {slot: Laborer(-1) for slot in range(SLOTS)}
         self.servers: dict[int, Server] = {}
         self.written: dict[tuple[int, int], dict[str, Any]] = {}
         self.newest = 0
@@ -70,9 +71,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         )  # fmt: skip
         self.machine = Scheduler(
             SchedulerSettings(
-                plan=PLAN, epochs=EPOCHS, workers=WORKERS, shards=SHARDS, lease_s=LEASE_S,
-                start_s=20.0, stop_s=8.0, resend_s=RESEND_S, restarts=10_000, backoff_s=0.5,
-                backoff_max_s=2.0, checkpoint_every_s=3.0, uses_clocks=False,
+                plan=PLAN, epochs=EPOCHS, workers=WORKERS, workers_max=SLOTS, shards=SHARDS,
+                lease_s=LEASE_S, silence=SilenceLimits(LEASE_S, 2.0, 20.0), put_aside_after=3,
+                counts_crew=True, start_s=20.0, stop_s=8.0, resend_s=RESEND_S, restarts=10_000,
+                backoff_s=0.5, backoff_max_s=2.0, checkpoint_every_s=3.0, uses_clocks=False,
             )
         )  # fmt: skip
 
@@ -224,11 +226,22 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.workers[worker] = Laborer(-1)
         self.mail.append((ev.SCHEDULER, ev.WorkerDied(worker, at.incarnation, "killed", False)))
 
+    @precondition(lambda self: self.finished is None)
+    @rule(add=st.integers(0, 2), remove=st.integers(0, 2))
+    def the_crew_changes(self, add: int, remove: int) -> None:
+        effects = self.machine.handle(ev.CrewWanted(7, add, remove), self.now)
+        [answer] = [e for e in effects if isinstance(e, ef.CrewAnswered)]
+        given = (len(answer.added), len(answer.leaving))
+        assert answer.number == 7 and given == ((0, 0) if answer.refused else (add, remove))
+        for effect in effects:
+            self.carry_out(effect)
+
     @rule(worker=workers)
     def a_worker_leaves(self, worker: int) -> None:
         at = self.workers[worker]
         if at.stopping:
             self.mail.append((ev.SCHEDULER, ev.WorkerLeft(worker, at.incarnation)))
+            self.workers[worker] = Laborer(-1)
 
     # --- everything else ------------------------------------------------------------------------
 
@@ -271,8 +284,15 @@ class SchedulerMachine(RuleBasedStateMachine):
             entry = self.machine.workers[lease.worker]
             # Who leaves because the run stops may leave in the middle of a lease, for good.
             stops = self.machine.phase in (STOPPING, SAVING, OVER)
-            assert entry.alive or (entry.state == LEFT and stops)
+            assert entry.alive or (entry.state == LEFT and stops), entry.state
             assert entry.session == lease.session
+
+    @invariant()
+    def somebody_stays(self) -> None:
+        crew = self.machine.workers
+        assert len(crew) <= SLOTS
+        if self.machine.phase not in (STOPPING, SAVING, OVER):
+            assert any(entry.wanted and entry.alive for entry in crew)
 
     @invariant()
     def fences_only_grow(self) -> None:

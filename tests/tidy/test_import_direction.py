@@ -27,7 +27,7 @@ LAYERS = (
     ("protocol",),
     ("models", "storage", "metrics"),
     ("engines",),
-    ("callbacks", "auditing", "copies", "exporting", "fitting", "reshaping"),
+    ("callbacks", "auditing", "copies", "crewing", "exporting", "fitting", "reshaping"),
     ("observer", "preflight", "resuming"),
     ("training",),
     ("replaying", "comparing", "chaos"),

@@ -294,7 +294,10 @@ def test_durations_that_cannot_be(text: str, expected: str) -> None:
         ("{kind: crash}", "a fault of kind crash needs a target, such as 'worker-1'"),
         ("{kind: loss}", "a fault of kind loss needs a rate above 0"),
         ("{kind: crash, target: worker-1, for_s: 2}", "a crash has no for_s"),
-        ("{kind: hang, target: worker}", "expected 'worker-N', 'server-N', 'scheduler' or nothing"),
+        (
+            "{kind: hang, target: worker}",
+            "expected 'worker-N', 'server-N', 'backup-N', 'scheduler' or nothing",
+        ),
         ("{kind: loss, rate: 2}", "expected a number less than or equal to 1, got 2"),
     ],
 )

@@ -32,6 +32,7 @@ from tardygrad.cli import (
     report,
     simulate,
     train,
+    workers,
 )
 from tardygrad.cli.parser import Parser, check_leftovers, check_order, examples
 from tardygrad.errors import TardygradError, UsageError, unknown
@@ -40,6 +41,7 @@ __all__ = ["main"]
 
 _COMMANDS = {
     "train": train,
+    "workers": workers,
     "simulate": simulate,
     "compare": compare,
     "chaos": chaos,

@@ -8,7 +8,7 @@ one place, so that the simulator and the real engine cannot differ in how they a
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -28,10 +28,12 @@ from tardygrad.methods.base import Method
 from tardygrad.models.base import ModelAdapter
 from tardygrad.protocol.effects import CommitCheckpoint, Outcome
 from tardygrad.protocol.events import Push
+from tardygrad.protocol.promotion import PromotableServer
 from tardygrad.protocol.residuals import Inherited, Residual
 from tardygrad.protocol.scheduler import Scheduler
 from tardygrad.protocol.scheduler_settings import SchedulerSettings
-from tardygrad.protocol.server import Server, ServerSettings
+from tardygrad.protocol.server import ServerSettings
+from tardygrad.protocol.silence import SilenceLimits
 from tardygrad.protocol.trace import Record
 from tardygrad.protocol.worker import Worker, WorkerSettings
 
@@ -164,7 +166,7 @@ class Job:
         if codec.is_plain:
             return None
         packer = Packer(self.push_format, worker, log)
-        first = incarnation == self.generation << 10
+        first = incarnation == self.generation << 10 and worker < self.config.workers
         left = None
         if self.residuals and first:
             try:
@@ -209,6 +211,11 @@ class Job:
         return min(usual, max(grace / 4, 0.005)) if grace else usual
 
     @property
+    def linear_rate(self) -> bool:
+        """Whether the servers' learning rate follows the number of workers."""
+        return self.config.elastic.learning_rate == "linear"
+
+    @property
     def _weighs(self) -> bool:
         return self.method.admission.gathers or self.method.balance.name != "fixed"
 
@@ -228,12 +235,15 @@ class Job:
                 plan=self.plan,
                 epochs=self.config.epochs,
                 workers=self.config.workers,
+                workers_max=self.config.workers_max,
                 shards=len(self.ranges),
                 lease_s=failure.lease_s,
+                silence=SilenceLimits(failure.lease_s, *failure.silence_s),
                 start_s=failure.start_s if start_s is None else start_s,
                 stop_s=failure.stop_s,
                 resend_s=self.resend_s,
                 restarts=failure.restarts,
+                put_aside_after=failure.put_aside_after,
                 backoff_s=failure.backoff_s,
                 backoff_max_s=failure.backoff_max_s,
                 checkpoint_every_s=self.config.checkpoint.every_s,
@@ -241,15 +251,19 @@ class Job:
                 balance=self.method.balance,
                 uses_groups=self.method.uses_groups,
                 uses_peers=self.method.uses_peers,
+                counts_crew=self.method.staleness.counts_workers or self.linear_rate,
                 open_epochs=self.method.admission.open_epochs,
+                replicas=self.config.replicas,
                 generation=self.generation,
                 first_step=self.first_step,
                 epochs_reported=self.epochs_reported,
             )
         )
 
-    def server(self, shard: int, incarnation: int, floor: int, snapshot: Snapshot | None) -> Server:
-        """A server machine, restored if there is a snapshot."""
+    def server(
+        self, shard: int, incarnation: int, floor: int, snapshot: Snapshot | None = None
+    ) -> PromotableServer:
+        """A server machine, restored if there is a snapshot; also what a backup runs."""
         settings = ServerSettings(
             lineage=self.lineage,
             plan=self.plan,
@@ -261,9 +275,10 @@ class Job:
             round_of=f"{self.method.name}, {self.method.admission.name}",
             weigh=self.weight_of if self._weighs else None,
             uses_peers=self.method.uses_peers,
+            linear_rate=self.linear_rate,
             resend_s=self.resend_s,
         )
-        return Server(
+        return PromotableServer(
             shard,
             settings,
             incarnation=incarnation,
@@ -305,6 +320,10 @@ class Observer(Protocol):
 
     def interrupted(self) -> str:
         """Why the run must stop now, or an empty string."""
+        ...
+
+    def wishes(self) -> Sequence[tuple[int, int]]:
+        """How many workers are to join and to leave, wish by wish; each is told once."""
         ...
 
 

@@ -37,8 +37,8 @@ from tardygrad.data.sources import ArraySource, Source
 from tardygrad.engines import seals, wire
 from tardygrad.engines.base import Job
 from tardygrad.engines.gate import FAILURE, MESSAGE, name_of, packed
+from tardygrad.engines.mapped import Shared, share, shared
 from tardygrad.engines.runtime_directory import reserve
-from tardygrad.engines.shared_memory import Shared, share, shared
 from tardygrad.errors import StorageError, TardygradError, UsageError
 from tardygrad.layout import KeyRange, Layout
 from tardygrad.methods import parse
@@ -254,8 +254,7 @@ class Link:
     """A child's connection to the main process; all that travels there is sealed."""
 
     def __init__(self, directory: Path, kind: str, member: int, incarnation: int) -> None:
-        self._name = name_of((kind, member), incarnation)
-        self._kind, self._member, self._incarnation = kind, member, incarnation
+        self._who = (kind, member, incarnation)
         self._directory = directory
         self._secret = seals.inherited()
         self.starting = False
@@ -269,6 +268,18 @@ class Link:
         socket.connect(f"ipc://{self._directory / name}")
         return socket
 
+    @property
+    def _name(self) -> bytes:
+        kind, member, incarnation = self._who
+        return name_of((kind, member), incarnation)
+
+    def become(self, kind: str, member: int, incarnation: int) -> None:
+        """Be known as another member from now on."""
+        _take_name(f"tg {kind}-{member}")
+        self._who = (kind, member, incarnation)
+        self.socket.close()
+        self.socket = self._connect(self._context, "control")
+
     def beat(
         self, every_s: float, steps: Callable[[], int], report: Callable[[], dict[str, Any]]
     ) -> None:
@@ -278,9 +289,10 @@ class Link:
             # A context of its own: closing the control socket must not wait for this one.
             socket = self._connect(zmq.Context(), "heartbeats")
             while True:
-                beat = ev.Heartbeat(self._kind, self._member, self._incarnation, steps())
+                beat = ev.Heartbeat(*self._who, steps())
+                name = name_of((beat.kind, beat.id), beat.incarnation)
                 frames = wire.encode(beat), packed(report())
-                socket.send_multipart(self._secret.close(seals.BEATS, self._name, *frames))
+                socket.send_multipart(self._secret.close(seals.BEATS, name, *frames))
                 time.sleep(every_s)
 
         threading.Thread(target=run, daemon=True, name="heartbeat").start()

@@ -15,9 +15,14 @@ class Child:
     __slots__ = ("failure", "incarnation", "kind", "left", "pid")
 
     def __init__(self, kind: str, incarnation: int, pid: int) -> None:
-        self.kind, self.incarnation, self.pid = kind, incarnation, pid
+        self.pid = pid
         self.failure: dict[str, Any] | None = None
         self.left = False
+        self.become(kind, incarnation)
+
+    def become(self, kind: str, incarnation: int) -> None:
+        """Be known as this from now on."""
+        self.kind, self.incarnation = kind, incarnation
 
     def owes_a_word(self, status: int) -> bool:
         """Whether it must have said why it ended with ``status``, and that is not here yet."""

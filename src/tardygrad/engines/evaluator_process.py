@@ -27,7 +27,7 @@ def main(incarnation: int) -> int:
 def _measure(link: Link, job: Job, directory: Path) -> None:
     arena = arena_of(
         directory, job.layout, job.ranges, job.config.workers, job.method.in_flight,
-        push_bytes=job.push_format.nbytes,
+        workers_max=job.config.workers_max, push_bytes=job.push_format.nbytes,
     )  # fmt: skip
     adapter = job.build_adapter()
     source = open_source(job, directory, "test")
@@ -65,7 +65,7 @@ def read_newest(arena: Arena, job: Job, flat: torch.Tensor, patience_s: float) -
         ]
         if shard == 0:
             parts.append((flat[size:], [copy[size:] for copy in arena.copies]))
-        if arena.read(shard, parts, job.config.workers, patience_s) is None:
+        if arena.read(shard, parts, arena.geometry.workers, patience_s) is None:
             return None
         consumed.append(int(line[arena.CONSUMED]))
     return min(consumed)

@@ -21,6 +21,7 @@ from tardygrad.engines.base import Job, Observer, RunEnd, Snapshot, SnapshotStor
 from tardygrad.engines.entries import EntryLog
 from tardygrad.engines.inline_disk import Disks
 from tardygrad.engines.inline_members import Members
+from tardygrad.engines.inline_replicas import Replicas
 from tardygrad.engines.inline_scheduler import SimulatedScheduler
 from tardygrad.engines.inline_world import Back, Crash, Member, WatchedTrace, Watcher
 from tardygrad.engines.shard_host import ShardHost, TraceFile, TraceSink, digest
@@ -120,9 +121,18 @@ class _Simulation(Members):
             ef.CommitCheckpoint: self.disks.manifest,
             ef.EpochEnded: self._epoch_ended,
             ef.MemberChanged: self._member_changed,
+            ef.CrewAnswered: self._nothing,
             ef.Decided: self._decided,
             ef.Finished: self._finish,
         }
+        self.next_progress = 0.5
+        if job.config.replicas:
+            self.replicas = replicas = Replicas(self, job, self.auditor)
+            self.effects |= {
+                ef.SpawnBackup: replicas.spawn,
+                ef.KillBackup: replicas.kill,
+                ef.Promote: replicas.promote,
+            }
 
     # --- the loop -----------------------------------------------------------------------------
 
@@ -187,6 +197,8 @@ class _Simulation(Members):
         reason = self.observer.interrupted()
         if reason:
             self.to_scheduler(ev.Interrupted(reason))
+        for add, remove in self.observer.wishes():
+            self.to_scheduler(ev.CrewWanted(0, add, remove))
         self.beat()
         if self.scheduler.up:
             self.to_scheduler(ev.Tick())
@@ -210,6 +222,7 @@ class _Simulation(Members):
             job = self.job
             packer = job.packer(effect.worker, effect.incarnation, self.store, self._residual)
             member.host = WorkerHost(job.method, job.build_adapter(), job.train, job.plan, packer)
+        self.make_room(effect.worker + 1)
         self.workers[effect.worker] = member
         address = ("worker", effect.worker)
         self.later(effect.delay_s + self.control(), address, ev.Started(), effect.incarnation)
@@ -238,12 +251,14 @@ class _Simulation(Members):
             )
         member = Member(machine, effect.incarnation, self.now)
         member.counters = ServerCounters()
-        member.host = self._shard_host(effect.shard, snapshot)
+        member.host = self.shard_host(effect.shard, snapshot)
+        if self.replicas is not None:
+            self.replicas.begins(effect.shard)
         self.servers[effect.shard] = member
         delay = self.control()
         self.later(delay, ("server", effect.shard), ev.Started(), effect.incarnation)
 
-    def _shard_host(self, shard: int, snapshot: Snapshot | None) -> ShardHost:
+    def shard_host(self, shard: int, snapshot: Snapshot | None) -> ShardHost:
         job = self.job
         where = job.ranges[shard].slice
         parameters = self.parameters[where]
@@ -331,7 +346,7 @@ class _Simulation(Members):
         return found
 
     def _member_changed(self, effect: ef.MemberChanged, source: ev.Address) -> None:
-        self.statistics.member(effect.kind, effect.id, effect.incarnation, effect.state)
+        self.statistics.member(*effect)
         self.observer.emit("member", **effect._asdict())
 
     def _decided(self, effect: ef.Decided, source: ev.Address) -> None:

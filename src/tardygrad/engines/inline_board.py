@@ -46,7 +46,7 @@ class SimulatedBoard:
 
     def __init__(self, world: World, parameters: int, log: Callable[[Met], None]) -> None:
         self._world, self._parameters, self._log = world, parameters, log
-        self._places = [_Place() for _ in world.workers]
+        self._places = [_Place() for _ in range(world.job.config.workers_max)]
         self._peers: dict[Address, tuple[int, Peer]] = {}
 
     def meet(self, effect: Compute, address: Address, member: Member, seed: int) -> float:

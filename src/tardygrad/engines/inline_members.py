@@ -18,10 +18,11 @@ from typing import Any
 import torch
 
 from tardygrad.consistency import NO_NEED
-from tardygrad.engines.base import Job, SnapshotStore
+from tardygrad.engines.base import Job, Snapshot, SnapshotStore
 from tardygrad.engines.inline_board import SimulatedBoard
 from tardygrad.engines.inline_disk import Disks
 from tardygrad.engines.inline_groups import Collectives
+from tardygrad.engines.inline_replicas import Replicas
 from tardygrad.engines.inline_world import Computing, Member, Served, Stored, Watcher, World
 from tardygrad.engines.shard_host import ShardHost
 from tardygrad.engines.statistics import ServerCounters
@@ -38,11 +39,12 @@ class Members(World):
     """The workers' and servers' side of the interpreter. ``events`` counts what was handled."""
 
     disks: Disks
+    replicas: Replicas | None = None
     store: SnapshotStore
 
     def __init__(self, job: Job, watcher: Watcher | None) -> None:
         super().__init__(job)
-        self.job, self.watcher = job, watcher
+        self.watcher = watcher
         self.events = 0
         self.shards = len(job.ranges)
         self.form = job.push_format
@@ -86,14 +88,16 @@ class Members(World):
     def met(self, entry: Met) -> None:
         """Two workers may have averaged their replicas; one of them is about to compute."""
 
-    def _handle(self, address: ev.Address, member: Member, event: Any) -> None:
+    def handle(self, address: ev.Address, member: Member, event: Any) -> list[ef.Effect]:
+        """A machine handles an event, and its effects are carried out; returns them."""
         self.events += 1
-        effects = member.machine.handle(event, self.clock(address))
+        effects: list[ef.Effect] = member.machine.handle(event, self.clock(address))
         if self.watcher is not None:
             self.watcher.handled(self.now, address, member.machine, event, effects)
         table = self.effects
         for effect in effects:
             table[type(effect)](effect, address)
+        return effects
 
     # --- messages -----------------------------------------------------------------------------
 
@@ -103,7 +107,12 @@ class Members(World):
             if member.host is not None:
                 packer = member.host.packer
                 self.job.leave(source[1], member.incarnation, packer, self.store)
+        elif type(effect.message) is ev.Acked and self._holds_back(source):
+            return
         self.send(source, effect.to, effect.message)
+
+    def _holds_back(self, source: ev.Address) -> bool:
+        return self.replicas is not None and self.replicas.holds_back(source[1])
 
     def _publish(self, effect: ef.Publish, source: ev.Address) -> None:
         member = self.at(source)
@@ -129,6 +138,8 @@ class Members(World):
     def _release(self, effect: ef.Release, source: ev.Address) -> None:
         member = self.at(source)
         member.slots.pop(effect.seq, None)
+        if self.replicas is not None:
+            self.replicas.released(source[1], effect.seq)
         if member.host is not None and member.host.packer is not None:
             member.host.packer.answered(effect.seq, effect.lost)
 
@@ -141,6 +152,15 @@ class Members(World):
             member.computing = None
         super().ends(address, member)
         self.groups.leave(address)
+
+    @abstractmethod
+    def shard_host(self, shard: int, snapshot: Snapshot | None) -> ShardHost:
+        """A shard's tensors where all read them, as they begin or as the snapshot has them."""
+
+    def _crash(self, address: ev.Address, member: Member) -> None:
+        if self.replicas is not None and address[0] == "server":
+            self.replicas.dies(address, member)
+        super()._crash(address, member)
 
     # --- workers ------------------------------------------------------------------------------
 
@@ -169,7 +189,7 @@ class Members(World):
                 return
             member.counters.communicating_s += max(self.now - member.since, 0.0)
             member.since = max(self.now, member.since)
-        self._handle(address, member, event)
+        self.handle(address, member, event)
 
     def _pull(self, effect: ef.Pull, source: ev.Address) -> None:
         member = self.at(source)
@@ -313,7 +333,14 @@ class Members(World):
         member.slots[0] = payload
         if type(event) is ev.Push and event.ranks > 1:
             member.pushed[event.worker] = payload
-        self._handle(address, member, event)
+        if self.replicas is None:
+            self.handle(address, member, event)
+        else:
+            self.replicas.handle(address, member, event, payload)
+
+    def to_backup(self, address: ev.Address, member: Member, event: Any) -> None:
+        assert self.replicas is not None
+        self.replicas.to_backup(address[1], member, event)
 
     def _apply(self, effect: ef.Apply, source: ev.Address) -> None:
         member = self.at(source)
@@ -325,7 +352,7 @@ class Members(World):
             counters.first_update_s = self.now
         push = member.slots[0]
         if push is not None:
-            host.apply(effect, *self._unpacked(push, source[1]))
+            host.apply(effect, *self.unpacked(push, source[1]))
         if self.stop_at is not None:
             self._overtake(source, effect.record, self.stop_at)
 
@@ -343,9 +370,9 @@ class Members(World):
         member.counters.applied(effect.push.worker, effect.record.staleness)
         push = member.slots[0]
         if push is not None:
-            member.host.gather(effect, *self._unpacked(push, source[1]))
+            member.host.gather(effect, *self.unpacked(push, source[1]))
 
-    def _unpacked(self, push: torch.Tensor, shard: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def unpacked(self, push: torch.Tensor, shard: int) -> tuple[torch.Tensor, torch.Tensor]:
         """A shard's part of a push, and the buffers."""
         return self.coders[shard].decode(self.form.part(push, shard)), self.form.buffers(push)
 
@@ -410,4 +437,4 @@ class Members(World):
         return pull is not None and pull.seq == effect.seq and pull.fresh
 
     def _nothing(self, effect: ef.Effect, source: ev.Address) -> None:
-        """Pulls pass through the server's machine here, so its clock need not be published."""
+        """Pulls pass through the server's machine here, and nobody waits for other answers."""

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from tardygrad.config import SimulationConfig
 from tardygrad.engines.base import Job, Tensors
 from tardygrad.engines.inline_links import Arriving, Links, links_of
 from tardygrad.engines.network import Fate, Sampler
@@ -58,7 +57,22 @@ class Stored(NamedTuple):
     tensors: Tensors | None
 
 
-Anything = ev.Event | Crash | Back | Served | Stored | Arriving
+class Follow(NamedTuple):
+    """A backup has come to this entry of its server's log."""
+
+    number: int
+
+
+class Filled(NamedTuple):
+    """A backup gets all that its server was at entry ``reached``."""
+
+    image: dict[str, Any]
+    tensors: Tensors
+    pushed: dict[int, torch.Tensor | None]
+    reached: int
+
+
+Anything = ev.Event | Crash | Back | Served | Stored | Arriving | Follow | Filled
 
 
 class Watcher(Protocol):
@@ -161,19 +175,38 @@ class World(ABC):
     def __init__(self, job: Job) -> None:
         config, seed = job.config, job.config.seed
         sim = config.simulation
+        self.job = job
         self.now = 0.0
         self.fate = Fate(sim, seed)
-        self.network = _latencies(sim, config.workers, seed)
-        self.links: Links | None = links_of(sim.bandwidth, config.workers, len(job.ranges))
+        # Each worker's way to the servers.
+        self.network: list[Sampler] = []
+        self.links: Links | None = links_of(sim.bandwidth, config.workers_max, len(job.ranges))
         self.control = Sampler(sim.control, [seed, 2])
         self.apply_time = Sampler(sim.apply, [seed, 3])
-        self.compute = [Sampler(sim.compute_of(w), [seed, 4, w]) for w in range(config.workers)]
-        self.workers: list[Member | None] = [None] * config.workers
+        self.compute: list[Sampler] = []
+        self.workers: list[Member | None] = []
+        self.make_room(config.workers)
         self.servers: list[Member | None] = [None] * len(job.ranges)
+        self.backups: list[Member | None] = [None] * (len(job.ranges) * config.replicas)
         self.heap: list[tuple[float, int, ev.Address, int, Anything, Any]] = []
         self._number = 0
         for fault in self.fate.crashes:
             self.later(fault.at_s, _address(fault.target), Crash(fault.for_s or 0.0))
+        for change in sim.changes:
+            wanted = ev.CrewWanted(0, change.add, change.remove)
+            self.later(change.at_s, ev.SCHEDULER, wanted)
+
+    def make_room(self, workers: int) -> None:
+        """There can be so many workers."""
+        sim, seed = self.job.config.simulation, self.job.config.seed
+        for worker in range(len(self.workers), workers):
+            self.workers.append(None)
+            self.compute.append(Sampler(sim.compute_of(worker), [seed, 4, worker]))
+            if isinstance(sim.network, tuple):
+                self.network.append(Sampler(sim.network_of(worker), [seed, 1, worker]))
+            else:
+                # Where all are alike, one stream of numbers serves all.
+                self.network.append(self.network[0] if worker else Sampler(sim.network, [seed, 1]))
 
     # --- what the interpreter defines ---------------------------------------------------------
 
@@ -188,6 +221,10 @@ class World(ABC):
     @abstractmethod
     def to_server(self, address: ev.Address, member: Member, event: Any, payload: Any) -> None:
         """An event has reached a server that is up."""
+
+    @abstractmethod
+    def to_backup(self, address: ev.Address, member: Member, event: Any) -> None:
+        """An event has reached a backup that is up."""
 
     @abstractmethod
     def to_store(self) -> None:
@@ -219,7 +256,7 @@ class World(ABC):
     def member(self, address: ev.Address) -> Member | None:
         """Who is at a worker's or server's address."""
         kind, index = address
-        return self.workers[index] if kind == "worker" else self.servers[index]
+        return {"worker": self.workers, "server": self.servers, "backup": self.backups}[kind][index]
 
     def at(self, address: ev.Address) -> Member:
         """Who is at the address of a machine that has just acted."""
@@ -234,6 +271,8 @@ class World(ABC):
             member = self.workers[address[1]]
         elif kind == "server":
             member = self.servers[address[1]]
+        elif kind == "backup":
+            member = self.backups[address[1]]
         elif kind == "scheduler":
             self.to_scheduler(event)
             return
@@ -251,7 +290,7 @@ class World(ABC):
         if incarnation != ANYONE and incarnation != member.incarnation:
             return
         if not member.started:
-            if type(event) is ev.Started:
+            if type(event) in (ev.Started, ev.Promoted):
                 member.started = True
             elif type(event) is not Crash:
                 return
@@ -261,8 +300,10 @@ class World(ABC):
             member.deferred.append((event, payload))
         elif kind == "worker":
             self.to_worker(address, member, event, payload)
-        else:
+        elif kind == "server":
             self.to_server(address, member, event, payload)
+        else:
+            self.to_backup(address, member, event)
 
     def send(
         self, source: ev.Address, to: ev.Address, message: ev.Event, payload: Any = None
@@ -315,7 +356,11 @@ class World(ABC):
         """All processes that are up."""
         return [
             ((kind, index), member)
-            for kind, members in (("server", self.servers), ("worker", self.workers))
+            for kind, members in (
+                ("server", self.servers),
+                ("backup", self.backups),
+                ("worker", self.workers),
+            )
             for index, member in enumerate(members)
             if member is not None and member.alive and member.started
         ]
@@ -353,16 +398,13 @@ class World(ABC):
 
     def _crash(self, address: ev.Address, member: Member) -> None:
         self.ends(address, member)
-        report = ev.WorkerDied if address[0] == "worker" else ev.ServerDied
-        died = report(address[1], member.incarnation, "killed by the fault plan", fatal=False)
+        kind, number = address
+        why = "killed by the fault plan"
+        died: ev.Event = ev.BackupDied(number, member.incarnation, why)
+        if kind != "backup":
+            report = ev.WorkerDied if kind == "worker" else ev.ServerDied
+            died = report(number, member.incarnation, why, fatal=False)
         self.later(self.control(), ev.SCHEDULER, died)
-
-
-def _latencies(sim: SimulationConfig, workers: int, seed: int) -> list[Sampler]:
-    """Each worker's way to the servers; where all are alike, one stream of numbers serves all."""
-    if isinstance(sim.network, tuple):
-        return [Sampler(sim.network_of(w), [seed, 1, w]) for w in range(workers)]
-    return [Sampler(sim.network, [seed, 1])] * workers
 
 
 def _address(target: str | None) -> ev.Address:

@@ -26,16 +26,17 @@ from typing import Any, NamedTuple
 import torch
 import zmq
 
-from tardygrad.engines import gloo, nursery, runtime_directory, wire
+from tardygrad.engines import gloo, nursery, runtime_directory, shared_board, wire
+from tardygrad.engines.backups import Backups
 from tardygrad.engines.base import Job, Observer, RunEnd, SnapshotStore, checkpoint_fields
 from tardygrad.engines.bells import Ringer
 from tardygrad.engines.child import write_job
 from tardygrad.engines.children import Child, describe
 from tardygrad.engines.epochs import Epochs
 from tardygrad.engines.gate import EVALUATION, FAILURE, IDLE, MESSAGE, REPORT, Gate, packed
+from tardygrad.engines.operator import OperatorDesk
 from tardygrad.engines.seals import Secret
 from tardygrad.engines.shard_host import digest
-from tardygrad.engines.shared_board import make_board
 from tardygrad.engines.shared_memory import Arena, arena_of
 from tardygrad.engines.statistics import RunStatistics
 from tardygrad.engines.stores import DirectoryStore
@@ -69,15 +70,16 @@ class ProcessesEngine:
             # What workers and servers write comes first: memory serves it best.
             arena = arena_of(
                 directory, job.layout, job.ranges, job.config.workers, job.method.in_flight,
-                push_bytes=job.push_format.nbytes, create=True,
+                workers_max=job.config.workers_max, push_bytes=job.push_format.nbytes, create=True,
             )  # fmt: skip
             if job.method.uses_peers:
-                make_board(directory, job.layout.parameters_size, job.config.workers)
+                size, crew = job.layout.parameters_size, job.config
+                shared_board.make_board(directory, size, crew.workers, crew.workers_max)
             write_job(job, directory)
             for decision, reason in runtime_directory.decisions(directory):
                 observer.decided(decision, reason)
             processes = nursery.take(job.config.threads)
-            return _Run(job, observer, store, directory, arena, processes).run()
+            return Run(job, observer, store, directory, arena, processes).run()
         finally:
             if processes is not None:
                 processes.close()
@@ -92,7 +94,9 @@ class _Delayed(NamedTuple):
     start: Callable[[], None]
 
 
-class _Run:
+class Run:
+    """One run, as the main process sees it."""
+
     def __init__(
         self, job: Job, observer: Observer, store: SnapshotStore, directory: Path, arena: Arena,
         processes: nursery.Nursery,
@@ -104,7 +108,7 @@ class _Run:
         self.ringer = Ringer(directory)
         self.supervisor = Supervisor(
             directory, job.config.failure, job.generation << 10,
-            spawn=self._spawn_scheduler, kill=lambda i: self._kill(ev.SCHEDULER, i),
+            spawn=self._spawn_scheduler, kill=lambda i: self.kill(ev.SCHEDULER, i),
             perform=lambda e: self.actions[type(e)](e),
         )  # fmt: skip
         self.members: dict[ev.Address, Child] = {}
@@ -112,6 +116,7 @@ class _Run:
         self.delayed: dict[ev.Address, _Delayed] = {}
         self.statistics = RunStatistics(job.config.workers, len(job.ranges), job.plan.samples)
         self.statistics.begin(job.generation << 10, job.consumed_before, observer.now())
+        self.speeds: dict[int, float] = {}
         self.finished: ef.Finished | None = None
         self.writer = ThreadPoolExecutor(max_workers=1)
         self.commits: deque[tuple[ef.CommitCheckpoint, Future[float]]] = deque()
@@ -120,17 +125,21 @@ class _Run:
         self.epochs = Epochs(job, observer, self.statistics, self._ask_evaluator)
         self.secret = Secret.draw(job.lineage)
         self.gate = Gate(directory, self.secret, observer.decided)
+        self.backups = Backups(self)
+        self.desk = OperatorDesk(job.run, directory, self._make_room, self.statistics)
         self.actions: dict[type, Callable[[Any], None]] = {
             ef.Send: self._send,
             ef.SpawnWorker: self._spawn_worker,
-            ef.KillWorker: lambda e: self._kill(("worker", e.worker), e.incarnation),
+            ef.KillWorker: lambda e: self.kill(("worker", e.worker), e.incarnation),
             ef.SpawnServer: self._spawn_server,
-            ef.KillServer: lambda e: self._kill(("server", e.shard), e.incarnation),
+            ef.KillServer: lambda e: self.kill(("server", e.shard), e.incarnation),
             ef.CommitCheckpoint: self._commit,
             ef.EpochEnded: lambda e: self.epochs.ended(e.epoch),
             ef.MemberChanged: self._member_changed,
             ef.Decided: lambda e: self.observer.decided(e.decision, e.reason),
+            ef.CrewAnswered: self.desk.answered,
             ef.Finished: self._finish,
+            **self.backups.actions,
         }
 
     # --- the loop -----------------------------------------------------------------------------
@@ -139,7 +148,8 @@ class _Run:
         """The whole run."""
         began = time.monotonic()
         poller = zmq.Poller()
-        for source in (self.gate.control, self.gate.heartbeats, self.nursery.fileno()):
+        own = (self.desk.socket, self.nursery.fileno())
+        for source in (self.gate.control, self.gate.heartbeats, *own):
             poller.register(source, zmq.POLLIN)
         try:
             self.nursery.job(str(self.directory / "job"), self.secret)
@@ -151,6 +161,7 @@ class _Run:
             return self._end(began)
         finally:
             self.supervisor.close()
+            self.desk.close()
             self.gate.close()
             self.ringer.close()
             self.writer.shutdown(wait=False)
@@ -167,7 +178,10 @@ class _Run:
                 self._receive_control()
             if self.gate.heartbeats in found:
                 self._receive_heartbeats()
+            for wish in self.desk.wishes(self.observer.wishes(), self.speeds):
+                self._handle(wish)
             self._bury()
+            self.backups.look()
             now = time.monotonic()
             self._start_delayed(now)
             self._tell_commits()
@@ -195,9 +209,10 @@ class _Run:
             self.files.discard(event.step)
 
     def _report(self) -> None:
-        for worker in range(self.job.config.workers):
+        for worker in range(self.statistics.places):
             self.statistics.waiting(worker, worker in self.supervisor.waiting)
         fields = self.statistics.progress(self.observer.now(), self.job.method.learning_rate)
+        self.speeds = {row["worker"]: row["samples_per_s"] for row in fields["workers"]}
         self.observer.emit("progress", **fields)
 
     # --- messages -----------------------------------------------------------------------------
@@ -230,7 +245,7 @@ class _Run:
         for beat, report in self.gate.beats():
             if beat.kind == "worker":
                 self.statistics.worker_report(beat.id, beat.incarnation, report)
-            else:
+            elif beat.kind == "server":
                 self.statistics.server_report(beat.id, beat.incarnation, report)
             self._handle(beat)
 
@@ -255,9 +270,11 @@ class _Run:
         self.members[address] = Child(address[0], incarnation, pid)
         self.by_pid[pid] = address
 
-    def _later(
+    def later(
         self, address: ev.Address, incarnation: int, delay_s: float, arguments: dict[str, Any]
     ) -> None:
+        """Start a process after a while, and once its predecessor is gone."""
+
         def start() -> None:
             self._spawn(address, incarnation, arguments)
 
@@ -287,18 +304,21 @@ class _Run:
         return self.members[ev.SCHEDULER].pid
 
     def _spawn_worker(self, effect: ef.SpawnWorker) -> None:
+        self._make_room(effect.worker + 1)
         arguments = {"worker": effect.worker, "incarnation": effect.incarnation}
-        self._later(("worker", effect.worker), effect.incarnation, effect.delay_s, arguments)
+        self.later(("worker", effect.worker), effect.incarnation, effect.delay_s, arguments)
+
+    def _make_room(self, workers: int) -> None:
+        self.arena.make_room(workers)
+        if self.job.method.uses_peers:
+            size, most = self.job.layout.parameters_size, self.job.config.workers_max
+            shared_board.make_room(self.directory, size, min(workers, most), most)
 
     def _spawn_server(self, effect: ef.SpawnServer) -> None:
-        arguments = {
-            "shard": effect.shard,
-            "incarnation": effect.incarnation,
-            "floor": effect.floor,
-        }
-        self._later(("server", effect.shard), effect.incarnation, 0.0, arguments)
+        self.later(("server", effect.shard), effect.incarnation, 0.0, effect._asdict())
 
-    def _kill(self, address: ev.Address, incarnation: int) -> None:
+    def kill(self, address: ev.Address, incarnation: int) -> None:
+        """End a process, or what was to become one."""
         delayed = self.delayed.get(address)
         if delayed is not None and delayed.incarnation == incarnation:
             del self.delayed[address]
@@ -318,11 +338,13 @@ class _Run:
                 continue
             failure = process.failure or {}
             reason = str(failure.get("reason") or describe(status))
-            fatal = bool(failure.get("fatal"))
+            death = (address[1], process.incarnation, reason, bool(failure.get("fatal")))
             if address[0] == "worker":
-                self._handle(ev.WorkerDied(address[1], process.incarnation, reason, fatal))
+                self._handle(ev.WorkerDied(*death, own=bool(failure)))
             elif address[0] == "server":
-                self._handle(ev.ServerDied(address[1], process.incarnation, reason, fatal))
+                self._handle(ev.ServerDied(*death))
+            elif address[0] == "backup":
+                self._handle(ev.BackupDied(address[1], process.incarnation, reason))
             elif address == ev.SCHEDULER:
                 self.supervisor.gone(reason, failed=bool(failure))
             else:
@@ -351,7 +373,7 @@ class _Run:
     # --- what people see ----------------------------------------------------------------------
 
     def _member_changed(self, effect: ef.MemberChanged) -> None:
-        self.statistics.member(effect.kind, effect.id, effect.incarnation, effect.state)
+        self.statistics.member(*effect)
         self.observer.emit("member", **effect._asdict())
 
     def _commit(self, effect: ef.CommitCheckpoint) -> None:

@@ -21,6 +21,7 @@ import secrets
 import shutil
 import stat
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from tardygrad.errors import StorageError
@@ -116,14 +117,19 @@ def remove(directory: Path) -> None:
 # --- room -------------------------------------------------------------------------------------
 
 
-def reserve(path: Path, size: int) -> int:
+Piece = tuple[int, int]
+"""Where a piece of a file begins, and its size, in bytes."""
+
+
+def reserve(path: Path, size: int, pieces: Sequence[Piece] = ()) -> int:
     """Make a file of a runtime directory, on disk if memory has no room for it.
 
-    All of it is reserved now: memory that runs out later would end processes without a word.
+    All that is used is reserved now: memory that runs out later would end processes without a word.
 
     Args:
         path: where the file is found, be it a link to the companion.
         size: its size in bytes.
+        pieces: what of it is used (everything, if empty); the rest can be reserved later.
 
     Returns:
         An open descriptor.
@@ -131,15 +137,17 @@ def reserve(path: Path, size: int) -> int:
     Raises:
         StorageError: there is no room on disk either.
     """
+    pieces = pieces or ((0, size),)
+    used = sum(count for _, count in pieces)
     try:
-        if free_bytes(path.parent) >= size + _SPARE_BYTES:
+        if free_bytes(path.parent) >= used + _SPARE_BYTES:
             with contextlib.suppress(_NoRoom):
-                return _allocate(path, size)
+                return _allocate(path, size, pieces)
         companion = _companion(path.parent)
         try:
-            descriptor = _allocate(companion / path.name, size)
+            descriptor = _allocate(companion / path.name, size, pieces)
         except _NoRoom as error:
-            raise StorageError(_too_large(path, size, companion)) from error
+            raise StorageError(_too_large(path, used, companion)) from error
         path.symlink_to(companion / path.name)
     except OSError as error:
         raise StorageError(f"cannot make shared memory {path}: {error.strerror}") from error
@@ -150,10 +158,34 @@ class _NoRoom(Exception):
     """The file system is full."""
 
 
-def _allocate(path: Path, size: int) -> int:
+def reserve_more(path: Path, pieces: Sequence[Piece]) -> None:
+    """Reserve more of a file that :func:`reserve` made; what is reserved already stays as it is.
+
+    Raises:
+        StorageError: there is no room where the file lies.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            for start, count in pieces:
+                os.posix_fallocate(descriptor, start, count)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        what, remedy = _WORDS.get(path.name, (path.name, "use less of it"))
+        where = path.resolve().parents[1]
+        raise StorageError(
+            f"no room for more of {what}: {error.strerror}; {_mebibytes(free_bytes(where))} are "
+            f"free in {where}; {remedy}"
+        ) from error
+
+
+def _allocate(path: Path, size: int, pieces: Sequence[Piece]) -> int:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        os.posix_fallocate(descriptor, 0, size)
+        os.ftruncate(descriptor, size)
+        for start, count in pieces:
+            os.posix_fallocate(descriptor, start, count)
     except OSError as error:
         os.close(descriptor)
         path.unlink()
@@ -223,6 +255,12 @@ def _is_leftover(directory: Path) -> bool:
     except PermissionError:
         return False
     return bool(started) and _start_time(pid) != started
+
+
+def living() -> list[Path]:
+    """The runtime directories of this user's runs that go on here."""
+    found = sorted(base().glob(f"{_PREFIX}{os.getuid()}-*"))
+    return [directory for directory in found if _is_ours(directory) and not _is_leftover(directory)]
 
 
 def clean(*, dry_run: bool = False) -> list[str]:

@@ -20,13 +20,17 @@ import zmq
 from tardygrad.engines.base import Job, Snapshot, Tensors
 from tardygrad.engines.bells import Bell, Ringer
 from tardygrad.engines.child import Link, ask_for_short_slices, explain, live
+from tardygrad.engines.replication import Heir, Replication, State
 from tardygrad.engines.shard_host import ShardHost, TraceFile
 from tardygrad.engines.shared_memory import Answer, arena_of, fence
+from tardygrad.engines.slot_views import At, SlotViews
 from tardygrad.engines.statistics import ServerCounters
 from tardygrad.engines.stores import DirectoryStore
+from tardygrad.errors import InvariantViolation
 from tardygrad.protocol import effects as ef
 from tardygrad.protocol import events as ev
 from tardygrad.protocol import trace
+from tardygrad.protocol.trace import record_size
 
 _IDLE_MS = 10
 _LISTEN_EVERY_S = 0.005
@@ -36,6 +40,7 @@ _NAP_MOST_S = 0.0005
 _NAP_SHARE = 0.5
 _NAP_SHARE_AWAITED = 0.05
 _NAP_FOR_S = 0.02
+_NO_SLOT = (-1, -1)
 
 
 def main(shard: int, incarnation: int, floor: int) -> int:
@@ -48,23 +53,25 @@ def main(shard: int, incarnation: int, floor: int) -> int:
         link.starting = incarnation == job.generation << 10
         # To read and check a large snapshot takes time: it lives meanwhile.
         link.beat(job.config.failure.heartbeat_s, lambda: counters.updates, counters.report)
-        process = _ServerProcess(job, directory, link, counters, shard, incarnation, floor)
+        process = ServerProcess(job, directory, link, counters, shard, incarnation, floor)
         link.starting = False
         process.run()
 
     return live("server", shard, incarnation, life)
 
 
-class _ServerProcess:
+class ServerProcess:
+    """One server's life. ``heir``: it was a backup, and goes on from what it has."""
+
     def __init__(
         self, job: Job, directory: Path, link: Link, counters: ServerCounters, shard: int,
-        incarnation: int, floor: int,
+        incarnation: int, floor: int, heir: Heir | None = None,
     ) -> None:  # fmt: skip
         self.job, self.link, self.counters, self.shard = job, link, counters, shard
-        self.incarnation = incarnation
+        self.incarnation, self.begins = incarnation, heir is None
         self.arena = arena_of(
             directory, job.layout, job.ranges, job.config.workers, job.method.in_flight,
-            push_bytes=job.push_format.nbytes,
+            workers_max=job.config.workers_max, push_bytes=job.push_format.nbytes,
         )  # fmt: skip
         self.bell = Bell(directory, f"server-{shard}")
         self.ringer = Ringer(directory)
@@ -72,26 +79,24 @@ class _ServerProcess:
         self.store = DirectoryStore(job.run_directory, job.layout, job.ranges, run=job.run)
         self.where = job.ranges[shard].slice
         self.buffers_at = job.layout.parameters_size
-        snapshot = self.store.newest(shard) if incarnation > 0 else None
-        self.machine = job.server(shard, incarnation, floor, snapshot)
+        if heir is None:
+            snapshot = self.store.newest(shard) if incarnation > 0 else None
+            self.machine = job.server(shard, incarnation, floor, snapshot)
+        else:
+            snapshot, self.machine = Snapshot(0, heir.tensors, {}), heir.machine
         counters.consumed = self.machine.ledger.consumed
         self.trace = TraceFile(
             job.trace_directory / f"shard-{shard:03d}.trace", shard, len(job.ranges)
         )
-        self.host = self._host(snapshot)
-        g = self.arena.geometry
-        self.slots = [(w, s) for w in range(g.workers) for s in range(g.slots)]
-        form = job.push_format
-        pushes = {at: self.arena.push(*at) for at in self.slots}
-        self.parts = {
-            at: (form.part(push, shard), form.buffers(push)) for at, push in pushes.items()
-        }
-        self.coder = form.coder(shard)
-        self.updates: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
-        if form.codec.is_plain:
-            self.updates = {at: (self.coder.decode(p), b) for at, (p, b) in self.parts.items()}
-        self.stamp_words = [g.slot(*at) // 8 for at in self.slots]
-        self.seen = [0] * len(self.slots)
+        self.replication: Replication | None = None
+        if job.config.replicas:
+            self.replication = Replication(
+                directory, shard, job.config.replicas, incarnation, self.ringer
+            )
+        self.views = SlotViews(self.arena, job.push_format, shard)
+        self.stamp_words: list[int] = []
+        self.seen: list[int] = []
+        self._look_at_new_places()
         self.current: tuple[int, int] = (0, 0)
         self.stamp = 0
         # Parts of a sum are answered when the last one is there: where they lie, and their stamps.
@@ -119,6 +124,29 @@ class _ServerProcess:
             ef.PublishClock: self._publish_clock,
             ef.SaveSnapshot: self._save_snapshot,
         }
+        if heir is not None:
+            self._inherit(heir)
+        self.host = self._host(snapshot)
+        if heir is not None:
+            for at, answer in heir.state.answers.items():
+                self._answer(at, answer)
+
+    def _inherit(self, heir: Heir) -> None:
+        """Take up what the predecessor had begun; then it is on record that this one goes on."""
+        state = heir.state
+        self.seen[: len(state.seen)], self.waiting = state.seen, state.waiting
+        lacking, odd = divmod(
+            state.trace_bytes - self.trace.size(), record_size(len(self.job.ranges))
+        )
+        if odd or not 0 <= lacking <= len(heir.records):
+            raise InvariantViolation(
+                f"shard {self.shard}: the trace has {self.trace.size()} bytes, and by what the "
+                f"backup has it must have {state.trace_bytes}"
+            )
+        # What the predecessor decided last and did not live to write.
+        for record in heir.records[len(heir.records) - lacking :]:
+            self.trace.write(record)
+        self._handle(ev.Promoted(self.incarnation))
 
     def _host(self, snapshot: Snapshot | None) -> ShardHost:
         """Put the shard's state into shared memory, whatever a predecessor left there."""
@@ -148,11 +176,20 @@ class _ServerProcess:
         arena.end_write(shard, copy, self.incarnation, machine.version, machine.ledger.consumed)
         return host
 
+    def _look_at_new_places(self) -> None:
+        """Look at the slots of workers that have joined as well, from now on."""
+        new = self.views.grow()
+        self.stamp_words += [self.arena.geometry.slot(*at) // 8 for at in new]
+        self.seen += [0] * len(new)
+
     def run(self) -> None:
         """Serve until the process is ended."""
-        self._handle(ev.Started())
+        if self.begins:
+            self._handle(ev.Started())
         while True:
             busy = self._serve_pushes()
+            if self.replication is not None:
+                self.replication.flush(self._give)
             now = time.monotonic()
             if busy:
                 self.interval = 0.9 * self.interval + 0.1 * (now - self.busy_at)
@@ -172,11 +209,16 @@ class _ServerProcess:
         if now - self.ticked >= self.job.tick_s:
             self.ticked = now
             self._handle(ev.Tick())
+        if self.replication is not None and self.replication.log.wishes():
+            state = State([*self.seen], dict(self.waiting), {}, self.trace.size(), 0)
+            self.replication.fill(self.machine, self.host.image, state, self.writer)
 
     def _serve_pushes(self) -> bool:
-        words, seen = self.arena.words, self.seen
+        if not self.views.complete:
+            self._look_at_new_places()
+        words, seen, slots = self.arena.words, self.seen, self.views.all
         new = [
-            (self.slots[i][0], words[at], i)
+            (slots[i][0], words[at], i)
             for i, at in enumerate(self.stamp_words)
             if words[at] != seen[i]
         ]
@@ -185,7 +227,7 @@ class _ServerProcess:
         served = False
         # In the order in which each worker published them.
         for worker, stamp, i in sorted(new):
-            at = self.slots[i]
+            at = slots[i]
             push = self.arena.descriptor(worker, at[1], stamp)
             if push is None and not self._is_torn(i, stamp):
                 continue
@@ -218,7 +260,8 @@ class _ServerProcess:
         self.arena.set_sleeping(self.shard, True)
         fence()
         words = self.arena.words
-        if all(words[at] == n for at, n in zip(self.stamp_words, self.seen, strict=True)):
+        new = any(words[at] != n for at, n in zip(self.stamp_words, self.seen, strict=True))
+        if not new and (self.replication is None or not self.replication.due):
             for source, _ in self.poller.poll(_IDLE_MS):
                 if source == self.bell.fileno():
                     self.bell.hush()
@@ -228,8 +271,12 @@ class _ServerProcess:
         self.arena.set_sleeping(self.shard, False)
 
     def _handle(self, event: ev.Event) -> None:
-        actions = self.actions
-        for effect in self.machine.handle(event, time.monotonic()):
+        actions, now = self.actions, time.monotonic()
+        if self.replication is not None:
+            is_push = type(event) is ev.Push
+            at, stamp = (self.current, self.stamp) if is_push else (_NO_SLOT, 0)
+            self.replication.decided(event, now, at, stamp)
+        for effect in self.machine.handle(event, now):
             actions[type(effect)](effect)
 
     # --- effects ------------------------------------------------------------------------------
@@ -242,35 +289,33 @@ class _ServerProcess:
         at, stamp = self.current, self.stamp
         if self.waiting:
             at, stamp = self.waiting.pop((effect.to[1], message.seq), (at, stamp))
+        self._answer(at, Answer(stamp, message.outcome, message.next, message.reason))
+
+    def _answer(self, at: At, answer: Answer) -> None:
+        if self.replication is None or not self.replication.withhold(at, answer):
+            self._give(at, answer)
+
+    def _give(self, at: At, answer: Answer) -> None:
         worker, slot = at
-        answer = Answer(stamp, message.outcome, message.next, message.reason)
         self.arena.answer(worker, slot, self.shard, answer)
         if self.arena.worker_sleeps(worker):
             self.ringer.ring(f"worker-{worker}")
 
-    def _update(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The update at hand and its buffers; without a codec the slot's own memory."""
-        found = self.updates.get(self.current)
-        if found is None:
-            part, buffers = self.parts[self.current]
-            found = self.coder.decode(part), buffers
-        return found
-
     def _apply(self, effect: ef.Apply) -> None:
         self.trace.write(effect.record)
-        update = self._update()
+        update = self.views.update(self.current)
         self._write(effect.record, lambda out: self.host.apply(effect, *update, out=out))
         self.counters.applied(effect.push.worker, effect.record.staleness)
 
     def _include(self, effect: ef.Include) -> None:
         self.trace.write(effect.record)
         at, _ = self.waiting[(effect.push.worker, effect.push.seq)]
-        self.host.include(effect, self.parts[at][1])
+        self.host.include(effect, self.views.buffers(at))
         self.counters.applied(effect.push.worker, effect.record.staleness)
 
     def _gather(self, effect: ef.Gather) -> None:
         self.trace.write(effect.record)
-        self.host.gather(effect, *self._update())
+        self.host.gather(effect, *self.views.update(self.current))
         self.counters.consumed = self.machine.ledger.consumed
         self.counters.applied(effect.push.worker, effect.record.staleness)
 
@@ -302,7 +347,7 @@ class _ServerProcess:
 
     def _publish_clock(self, effect: ef.PublishClock) -> None:
         self.arena.publish_clock(self.shard, effect.clock)
-        for worker in range(self.arena.geometry.workers):
+        for worker in range(self.views.workers):
             if self.arena.worker_sleeps(worker):
                 self.ringer.ring(f"worker-{worker}")
 

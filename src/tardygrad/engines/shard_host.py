@@ -33,6 +33,16 @@ class TraceSink(Protocol):
         ...
 
 
+class NoTrace:
+    """Where nothing is recorded: a replay, or a backup, whose server records."""
+
+    def write(self, record: Record) -> None:
+        """Forget the record."""
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
 class TraceFile:
     """Appends records to one shard's trace file, one system call each.
 
@@ -85,6 +95,10 @@ class TraceFile:
                 raise OSError(28, "No space left on device")
         except OSError as error:
             raise self._failure(error) from error
+
+    def size(self) -> int:
+        """Its length in bytes."""
+        return os.fstat(self._file).st_size
 
     def sync(self) -> None:
         """Force what was written to the disk."""
@@ -231,8 +245,16 @@ class ShardHost:
             tensors |= self._table.state()
         return tensors
 
+    def image(self) -> dict[str, torch.Tensor]:
+        """A snapshot, and the averaged buffers as others read them: of the last commit, perhaps."""
+        if self.buffers is None:
+            return self.snapshot()
+        return {**self.snapshot(), "read_buffers": self.buffers.clone()}
+
     def restore(self, tensors: dict[str, torch.Tensor], *, same_kind: bool = True) -> None:
-        """Take up what :meth:`snapshot` returned; of another kind of method the parameters alone.
+        """Take up what :meth:`snapshot` or :meth:`image` returned.
+
+        Of another kind of method that is the parameters alone.
 
         A rule that needs more than zeros to begin with was built over the initial parameters, so it
         is built again.
@@ -250,7 +272,8 @@ class ShardHost:
             self._weight = float(tensors["round.weight"])
         if self._table is not None and self.buffers is not None:
             self._table.load_state(tensors)
-            self.buffers.copy_(self._table.mean())
+            read = tensors.get("read_buffers")
+            self.buffers.copy_(self._table.mean() if read is None else read)
 
 
 def digest(parts: list[torch.Tensor]) -> str:

@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tardygrad.engines.runtime_directory import reserve
-from tardygrad.engines.shared_memory import fence, map_file
+from tardygrad.engines.mapped import map_file
+from tardygrad.engines.runtime_directory import Piece, reserve, reserve_more
+from tardygrad.engines.shared_memory import fence
 from tardygrad.errors import StorageError
 
 _LINE = 64
@@ -25,18 +26,33 @@ _OPEN, _TAKEN, _TAKER, _AT = range(4)
 _BOARD, _LOCKS = "board", "board-locks"
 
 
-def make_board(directory: Path, parameters: int, workers: int) -> None:
-    """Make the files of a board: ``workers`` places for vectors of ``parameters`` floats.
+def make_board(directory: Path, parameters: int, workers: int, workers_max: int) -> None:
+    """Make the files of a board: ``workers_max`` places for vectors of ``parameters`` floats.
 
     Raises:
-        StorageError: there is no room for them.
+        StorageError: there is no room for those of ``workers``.
     """
-    os.close(reserve(directory / _BOARD, _size(parameters, workers)))
+    path, size = directory / _BOARD, _size(parameters, workers_max)
+    os.close(reserve(path, size, _pieces(parameters, workers, workers_max)))
     (directory / _LOCKS).touch(mode=0o600)
+
+
+def make_room(directory: Path, parameters: int, workers: int, workers_max: int) -> None:
+    """Reserve the places of so many workers.
+
+    Raises:
+        StorageError: there is no room.
+    """
+    reserve_more(directory / _BOARD, _pieces(parameters, workers, workers_max))
 
 
 def _stride(parameters: int) -> int:
     return -(-4 * parameters // _LINE) * _LINE
+
+
+def _pieces(parameters: int, workers: int, workers_max: int) -> list[Piece]:
+    begin = workers_max * _LINE
+    return [(0, begin), (begin, 2 * workers * _stride(parameters))]
 
 
 def _size(parameters: int, workers: int) -> int:
@@ -49,14 +65,14 @@ class SharedBoard:
     Args:
         directory: the run's runtime directory.
         parameters: floats of a replica.
-        workers: number of places.
+        workers: number of places, those of workers who may join included.
 
     Raises:
         StorageError: the files are not there.
     """
 
     def __init__(self, directory: Path, parameters: int, workers: int) -> None:
-        mapping = map_file(directory / _BOARD, _size(parameters, workers), create=False)
+        mapping = map_file(directory / _BOARD, _size(parameters, workers))
         self._words = memoryview(mapping).cast("B").cast("q")
         begin, stride = workers * _LINE, _stride(parameters)
         self._vectors = [

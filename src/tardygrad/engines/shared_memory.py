@@ -5,6 +5,10 @@ Theory of operation. One file in the runtime directory is mapped by every proces
     shard headers | copies of: parameters, then averaged buffers | readers' pins |
     for each worker: flag, slots, answers
 
+There is a place for every worker that there can be, but memory only for those that there are: what
+nobody has touched takes none, and is reserved when a worker joins. The first shard's header says
+how many places are in use.
+
 *Pull*: the reader pins the newest copy, checks that copy's sequence number (even: nobody writes
 it), copies out, and checks the number again (a sequence lock: no read is torn). A writer makes the
 number of a copy that nobody has pinned odd, writes, makes it even, and says that this is the
@@ -26,8 +30,6 @@ barriers that other processors need.
 
 from __future__ import annotations
 
-import math
-import mmap
 import os
 import platform
 import struct
@@ -39,13 +41,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from tardygrad.engines.runtime_directory import reserve
-from tardygrad.errors import StorageError
+from tardygrad.engines.mapped import map_file
+from tardygrad.engines.runtime_directory import Piece, reserve_more
 from tardygrad.layout import KeyRange, Layout
 from tardygrad.protocol import events as ev
 
 _LINE = 64
-_NEWEST, _CLOCK, _SLEEPING = range(3)
+_NEWEST, _CLOCK, _SLEEPING, _IN_USE = range(4)
 _SEQUENCE, _INCARNATION, _VERSION, _CONSUMED = range(4)
 _COPIES_LIMIT = 32 << 20
 _READER_PATIENCE_S = 0.25
@@ -84,19 +86,25 @@ def _round_up(size: int) -> int:
 
 
 class Geometry:
-    """Where everything lies, computed alike by every process."""
+    """Where everything lies, computed alike by every process.
+
+    There are places for ``workers_max`` workers; whether there are several copies of a shard is
+    decided by the ``workers`` that begin.
+    """
 
     def __init__(
-        self, layout: Layout, shards: int, workers: int, slots: int, push: int = 0
-    ) -> None:
+        self, layout: Layout, shards: int, workers: int, slots: int, push: int = 0,
+        workers_max: int = 0,
+    ) -> None:  # fmt: skip
         self.layout_size = layout.size
-        self.shards, self.workers, self.slots = shards, workers, slots
+        self.shards, self.slots = shards, slots
+        self.workers_first, self.workers = workers, max(workers, workers_max)
         self.descriptor = struct.Struct(f"<Q{12}Q{2 * shards}Q")
         self.answer = struct.Struct(f"<QQQB{_REASON_BYTES - 1}p")
         # The evaluator reads too: it is the last reader.
-        self.readers = workers + 1
+        self.readers = self.workers + 1
         self.copy_size = _round_up(4 * layout.size)
-        fits = self.copy_size * (self.readers + 2) <= _COPIES_LIMIT
+        fits = self.copy_size * (workers + 3) <= _COPIES_LIMIT
         self.copies = self.readers + 2 if fits else 1
         self.header_size = _LINE * (1 + self.copies)
         self.parameters = shards * self.header_size
@@ -110,7 +118,16 @@ class Geometry:
         self.update_size = _round_up(self.push_bytes)
         self.slot_size = self.descriptor_size + shards * self.answer_size + self.update_size
         self.worker_size = self.flags_size + slots * self.slot_size
-        self.total = self.workers_at + workers * self.worker_size
+        self.total = self.workers_at + self.workers * self.worker_size
+
+    def pieces(self, workers: int) -> list[Piece]:
+        """What is used by so many workers: where each piece begins, and its size."""
+        # Of several copies, all readers and the writer hold one each, and one is the newest.
+        copies = min(self.copies, workers + 3)
+        return [
+            (0, self.parameters + copies * self.copy_size),
+            (self.readers_at, self.readers * self.reader_size + workers * self.worker_size),
+        ]
 
     def header(self, shard: int) -> int:
         """Offset of a shard's header: a line for the shard, then one for each copy."""
@@ -147,7 +164,9 @@ class Arena:
 
     def __init__(self, path: Path, geometry: Geometry, *, create: bool = False) -> None:
         self.geometry = geometry
-        self._map = map_file(path, geometry.total, create=create)
+        self._path = path
+        pieces = geometry.pieces(geometry.workers_first) if create else None
+        self._map = map_file(path, geometry.total, pieces)
         self._words = np.frombuffer(self._map, dtype=np.int64)
         self._view = memoryview(self._map).cast("B")
         # Single words are read and written through this: one machine word, one access.
@@ -160,6 +179,8 @@ class Arena:
             [(g.header(s) + _LINE * (1 + c)) // 8 for c in range(g.copies)] for s in shards
         ]
         self._pins = [[g.reader(r) // 8 + s for r in range(g.readers)] for s in shards]
+        self._pins_in_use = 0
+        self._scanned = self._pins
         self._flags = [g.worker(w) // 8 for w in workers]
         self._slots = [[g.slot(w, i) for i in range(g.slots)] for w in workers]
         self._answers = [
@@ -167,6 +188,24 @@ class Arena:
         ]
         starts = [g.parameters + i * g.copy_size for i in range(g.copies)]
         self.copies = [self._raw(at, 4 * g.layout_size).view(torch.float32) for at in starts]
+        if create:
+            self.words[self._headers[0] + _IN_USE] = geometry.workers_first
+
+    @property
+    def in_use(self) -> int:
+        """How many workers' places are in use; this only grows."""
+        return self.words[self._headers[0] + _IN_USE]
+
+    def make_room(self, workers: int) -> None:
+        """Reserve the places of so many workers, and tell everybody. For the main process alone.
+
+        Raises:
+            StorageError: there is no room.
+        """
+        workers = min(workers, self.geometry.workers)
+        if workers > self.in_use:
+            reserve_more(self._path, self.geometry.pieces(workers))
+            self.words[self._headers[0] + _IN_USE] = workers
 
     def _raw(self, offset: int, count: int) -> torch.Tensor:
         # numpy keeps the mapping alive for as long as the tensor lives.
@@ -247,7 +286,7 @@ class Arena:
         Args:
             shard: whose parameters (or buffers) are read.
             parts: ``(target, sources)``: the same part of each copy, of the target's shape.
-            reader: the worker that reads; the number of workers stands for the evaluator.
+            reader: the worker that reads; ``geometry.workers`` stands for the evaluator.
             patience_s: seconds to try.
 
         Returns:
@@ -286,7 +325,10 @@ class Arena:
     def _pinned(self, shard: int, copy: int) -> int | None:
         """Index of a pin on the copy, or None."""
         words, held = self.words, copy + 1
-        for pin in self._pins[shard]:
+        if words[self._headers[0] + _IN_USE] != self._pins_in_use:
+            self._pins_in_use = workers = self.in_use
+            self._scanned = [[*pins[:workers], pins[-1]] for pins in self._pins]
+        for pin in self._scanned[shard]:
             if words[pin] == held:
                 return pin
         return None
@@ -399,70 +441,10 @@ class Arena:
         return Answer(stamp, _OUTCOMES[code], standing, text)
 
 
-def map_file(path: Path, size: int, *, create: bool) -> mmap.mmap:
-    """Map a file of a runtime directory, made for it if ``create``.
-
-    Raises:
-        StorageError: it is not there, or there is no room for it.
-    """
-    if create:
-        descriptor = reserve(path, size)
-    else:
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        except OSError as error:
-            raise StorageError(f"cannot open shared memory {path}: {error.strerror}") from error
-    try:
-        return mmap.mmap(descriptor, size)
-    except OSError as error:
-        raise StorageError(f"cannot map shared memory {path}: {error.strerror}") from error
-    finally:
-        os.close(descriptor)
-
-
 def arena_of(
     directory: Path, layout: Layout, ranges: tuple[KeyRange, ...], workers: int, in_flight: int,
-    *, push_bytes: int = 0, create: bool = False,
+    *, workers_max: int = 0, push_bytes: int = 0, create: bool = False,
 ) -> Arena:  # fmt: skip
     """The run's arena; one slot more than pushes may be in flight, to compute into."""
-    geometry = Geometry(layout, len(ranges), workers, in_flight + 1, push_bytes)
+    geometry = Geometry(layout, len(ranges), workers, in_flight + 1, push_bytes, workers_max)
     return Arena(directory / Arena.FILE, geometry, create=create)
-
-
-class Shared(NamedTuple):
-    """Where a tensor lies in a file of shared memory."""
-
-    offset: int
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-
-def share(path: Path, tensors: tuple[torch.Tensor, ...]) -> list[Shared]:
-    """Write tensors into a file of shared memory; returns what :func:`shared` needs."""
-    size = sum(_round_up(t.numel() * t.element_size()) for t in tensors)
-    mapping = map_file(path, max(size, _LINE), create=True)
-    entries: list[Shared] = []
-    offset = 0
-    for tensor in tensors:
-        raw = tensor.contiguous().reshape(-1).view(torch.uint8)
-        target = torch.from_numpy(
-            np.frombuffer(mapping, dtype=np.uint8, count=raw.numel(), offset=offset)
-        )
-        target.copy_(raw)
-        entries.append(Shared(offset, tuple(tensor.shape), tensor.dtype))
-        offset += _round_up(raw.numel())
-    return entries
-
-
-def shared(path: Path, entries: list[Shared]) -> tuple[torch.Tensor, ...]:
-    """The tensors that :func:`share` wrote, without a copy. Nobody may write to them."""
-    with path.open("rb") as file:
-        # Private and writable, because torch warns of tensors over memory that cannot be written.
-        protection = mmap.PROT_READ | mmap.PROT_WRITE
-        mapping = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=protection)
-    found = []
-    for offset, shape, dtype in entries:
-        count = math.prod(shape) * dtype.itemsize
-        raw = np.frombuffer(mapping, dtype=np.uint8, count=count, offset=offset)
-        found.append(torch.from_numpy(raw).view(dtype).view(shape))
-    return tuple(found)

@@ -7,7 +7,8 @@ events of metrics.jsonl.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from tardygrad.codecs.pushes import PushFormat
@@ -110,6 +111,7 @@ class _Worker:
     def __init__(self) -> None:
         self.incarnation = 0
         self.state = "starting"
+        self.reason = ""
         self.restarts = 0
         self.now: dict[str, Any] = {}
         self.past: dict[str, float] = {}
@@ -131,6 +133,7 @@ class RunStatistics:
 
     def __init__(self, workers: int, shards: int, samples_per_epoch: int) -> None:
         self._workers = [_Worker() for _ in range(workers)]
+        self._first_incarnation = 0
         self._servers: list[dict[int, dict[str, Any]]] = [{} for _ in range(shards)]
         self._samples_per_epoch = samples_per_epoch
         self._losses: dict[tuple[int, int, int], tuple[float, float]] = {}
@@ -139,41 +142,58 @@ class RunStatistics:
         self._time_before = 0.0
         self.start_consumed = 0
 
+    def _worker(self, number: int) -> _Worker:
+        """A slot's counts; one that joined has nothing before."""
+        while number >= len(self._workers):
+            self._workers.append(_Worker())
+            self._workers[-1].incarnation = self._first_incarnation
+        return self._workers[number]
+
+    @property
+    def places(self) -> int:
+        """How many slots are not free for those who join."""
+        return sum(entry.state != "left" for entry in self._workers)
+
     # --- taking in ----------------------------------------------------------------------------
 
-    def member(self, kind: str, member: int, incarnation: int, state: str) -> None:
+    def member(
+        self, kind: str, member: int, incarnation: int, state: str, reason: str = ""
+    ) -> None:
         """A worker or server changed its state."""
         if kind != "worker":
             return
-        entry = self._workers[member]
+        entry = self._worker(member)
+        came = state == "started" and entry.state == "dead"
+        entry.reason = entry.reason if came else reason
         if incarnation > entry.incarnation:
             for key in _SUMS:
                 entry.past[key] = entry.total(key)
             entry.now = {}
             # One that left, or had to stop when work came back, did not die.
-            entry.restarts += state == "started" and entry.state == "dead"
+            entry.restarts += came
             entry.incarnation = incarnation
         shown = {"started": "restarting" if entry.restarts else "starting", "ready": "training"}
-        entry.state = {**shown, "died": "dead", "suspected": "dead", "left": "done"}.get(
-            state, state
-        )
+        # Who was asked to leave has left; the others are done.
+        shown |= {"left": "left" if entry.state == "leaving" else "done"}
+        entry.state = {**shown, "died": "dead", "suspected": "dead"}.get(state, state)
 
     def begin(self, incarnation: int, consumed: int, now: float) -> None:
         """A run begins, or is resumed with ``consumed`` samples: nobody counts as restarted."""
         self.start_consumed = self._consumed_before = consumed
+        self._first_incarnation = incarnation
         self._time_before = now
         for entry in self._workers:
             entry.incarnation = incarnation
 
     def waiting(self, worker: int, waits: bool) -> None:
         """Whether a live worker has nothing to do just now."""
-        entry = self._workers[worker]
+        entry = self._worker(worker)
         if entry.state in ("training", "waiting"):
             entry.state = "waiting" if waits else "training"
 
     def worker_report(self, worker: int, incarnation: int, report: dict[str, Any]) -> None:
         """The newest counts of a worker."""
-        entry = self._workers[worker]
+        entry = self._worker(worker)
         if incarnation != entry.incarnation:
             return
         if entry.now and report["batches"] < entry.now["batches"]:
@@ -208,12 +228,12 @@ class RunStatistics:
 
     def histograms(self) -> list[Histogram]:
         """Each worker's applied updates by staleness, over all shards and incarnations."""
-        found: list[list[Histogram]] = [[] for _ in self._workers]
+        found: defaultdict[int, list[Histogram]] = defaultdict(list)
         for server in self._servers:
             for report in server.values():
                 for worker, pairs in report["staleness"]:
-                    found[worker].append({int(k): int(n) for k, n in pairs})
-        return [dict(merge(f)) for f in found]
+                    found[int(worker)].append({int(k): int(n) for k, n in pairs})
+        return [dict(merge(found[worker])) for worker in range(len(self._workers))]
 
     def epoch_loss(self, epoch: int) -> float | None:
         """Mean training loss over the batches of an epoch (counted from 0)."""
@@ -255,6 +275,10 @@ class RunStatistics:
         """One entry for each worker slot, its speed that over the whole stretch of ``seconds``."""
         return self._rows([entry.total("samples") / seconds for entry in self._workers])
 
+    def rows(self, speeds: Mapping[int, float]) -> list[dict[str, Any]]:
+        """One entry for each worker slot as it is now, with the speed that is given for it."""
+        return self._rows([speeds.get(worker, 0.0) for worker in range(len(self._workers))])
+
     def _new_samples(self) -> list[float]:
         """What each slot did since the last call."""
         found = []
@@ -273,6 +297,7 @@ class RunStatistics:
                     "worker": number,
                     "incarnation": entry.incarnation,
                     "state": entry.state,
+                    "reason": entry.reason,
                     "samples": int(entry.total("samples")),
                     "samples_per_s": speeds[number],
                     "staleness": dict(summarise(histograms[number]).as_dict()),

@@ -77,9 +77,9 @@ def _peer(job: Job, directory: Path, worker: int) -> Peer | None:
     if not job.method.uses_peers:
         return None
     assert job.trace_directory is not None
-    board = SharedBoard(directory, job.layout.parameters_size, job.config.workers)
+    board = SharedBoard(directory, job.layout.parameters_size, job.config.workers_max)
     log = EntryLog(job.trace_directory / MEETINGS).write
-    return Peer(board, worker, job.config.workers, job.config.seed, log)
+    return Peer(board, worker, job.config.workers_max, job.config.seed, log)
 
 
 def _nothing(entry: Residual) -> None:
@@ -114,7 +114,7 @@ class _WorkerProcess:
         settings = self.machine.settings
         self.arena: Arena = arena_of(
             directory, job.layout, job.ranges, job.config.workers, job.method.in_flight,
-            push_bytes=job.push_format.nbytes,
+            workers_max=job.config.workers_max, push_bytes=job.push_format.nbytes,
         )  # fmt: skip
         self.bell = Bell(directory, f"worker-{worker}")
         self.ringer = Ringer(directory)

@@ -52,6 +52,7 @@ def main() -> int:
 def _import_everything() -> None:
     import torch
 
+    import tardygrad.engines.backup_process
     import tardygrad.engines.evaluator_process
     import tardygrad.engines.scheduler_process
     import tardygrad.engines.server_process

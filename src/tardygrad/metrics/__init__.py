@@ -15,14 +15,15 @@ event       fields
 run_start   run, name, incarnation, samples, workers, servers, epochs, samples_per_epoch,
             batch_size, method, engine, seed
 member      kind (worker, server), id, incarnation, state (started, ready, died, suspected,
-            put_aside, left), reason
+            put_aside, leaving, left), reason
 progress    about every 0.5 s: epoch (1.37 = 37 % into the second), samples (applied in the run so
             far), samples_per_s and loss (since the last progress; null if none), learning_rate,
             staleness {mean, p50, p99, max}, bytes_pushed, bytes_unencoded (all since the stretch
             began), workers: a row for each slot
             {worker, incarnation, state (starting, training, waiting, dead, restarting, put_aside,
-            done), samples, samples_per_s, staleness, computing_s, waiting_s, communicating_s,
-            exchanges, scatter_s2, answers, answering_s, elapsed_s, restarts}
+            leaving, left, done), reason (of the state, or empty), samples, samples_per_s,
+            staleness, computing_s, waiting_s, communicating_s, exchanges, scatter_s2, answers,
+            answering_s, elapsed_s, restarts}
 epoch       epoch (just finished), samples, loss (mean over the epoch)
 evaluate    epoch, samples, loss, each metric by its name, at_s (when the parameters were read),
             final

@@ -77,7 +77,7 @@ class PlainView:
         self._guarded("")
 
     def _progress(self, event: Mapping[str, Any]) -> str:
-        workers = event.get("workers") or ()
+        workers = [w for w in event.get("workers") or () if w.get("state") != "left"]
         training = sum(1 for worker in workers if worker.get("state") in ("training", "waiting"))
         staleness = event.get("staleness") or {}
         parts = [

@@ -43,6 +43,8 @@ _STATES = {
     "dead": "bold red",
     "restarting": "magenta",
     "put_aside": "red",
+    "leaving": "yellow",
+    "left": "dim",
     "done": "dim",
 }
 _MEMBER_STATES = {
@@ -50,6 +52,7 @@ _MEMBER_STATES = {
     "ready": "training",
     "died": "dead",
     "put_aside": "put_aside",
+    "leaving": "leaving",
     "left": "done",
 }
 _COLUMNS = (

@@ -134,6 +134,7 @@ def _member(event: Mapping[str, Any]) -> Notice | None:
         "died": (f"{who} died", "bad"),
         "suspected": (f"{who} does not answer", "bad"),
         "put_aside": (f"{who} is put aside", "bad"),
+        "leaving": (f"{who} is to leave", "info"),
     }
     state = event.get("state")
     if state == "ready" and restart:

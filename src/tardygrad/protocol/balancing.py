@@ -14,6 +14,7 @@ process is replaced, until the new one has told its own; the dead are nobody's m
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 
 from tardygrad.balancing import ByBatch, BySteps
@@ -55,14 +56,13 @@ class Balancer:
 
     Args:
         rule: what is balanced.
-        workers: number of worker slots.
     """
 
-    def __init__(self, rule: BySteps | ByBatch, workers: int) -> None:
+    def __init__(self, rule: BySteps | ByBatch) -> None:
         self._rule = rule
-        self._speeds = [_Speed() for _ in range(workers)]
+        self._speeds: defaultdict[int, _Speed] = defaultdict(_Speed)
         # For each worker its share, and the ratio of speeds that it was made of.
-        self._shares = [(1.0, 1.0)] * workers
+        self._shares: dict[int, tuple[float, float]] = {}
 
     def tell(self, event: LeaseAsked) -> None:
         """A worker asks for a lease, and says what it has computed."""
@@ -78,7 +78,7 @@ class Balancer:
         Returns:
             The share, and what is to be logged: nothing if the share is what it was.
         """
-        share, ratio_before = self._shares[worker]
+        share, ratio_before = self._shares.get(worker, (1.0, 1.0))
         speeds = {w: s for w in present if (s := self._speeds[w].samples_per_s)}
         if worker not in speeds:
             return share, []

@@ -222,6 +222,35 @@ class KillServer(NamedTuple):
     reason: str
 
 
+class SpawnBackup(NamedTuple):
+    """Start a backup of the shard; the shard's server fills it as soon as it asks for that."""
+
+    number: int
+    shard: int
+    incarnation: int
+
+
+class KillBackup(NamedTuple):
+    """End a backup's process now, if there is one; its server does not wait for it any more."""
+
+    number: int
+    shard: int
+    incarnation: int
+    reason: str
+
+
+class Promote(NamedTuple):
+    """A backup becomes the shard's server, as ``incarnation``, once the last one is surely gone.
+
+    It was number ``number``, as ``backup``, and does all that its predecessor decided before.
+    """
+
+    shard: int
+    incarnation: int
+    number: int
+    backup: int
+
+
 class CommitCheckpoint(NamedTuple):
     """All snapshots of ``step`` are on storage: write the manifest."""
 
@@ -246,6 +275,18 @@ class MemberChanged(NamedTuple):
     reason: str
 
 
+class CrewAnswered(NamedTuple):
+    """What became of the wish ``number`` for more workers or fewer.
+
+    ``added`` and ``leaving`` are slots; ``refused`` says why nothing is done, or is empty.
+    """
+
+    number: int
+    added: tuple[int, ...]
+    leaving: tuple[int, ...]
+    refused: str
+
+
 class Decided(NamedTuple):
     """A decision and its reason, for the log."""
 
@@ -263,6 +304,6 @@ class Finished(NamedTuple):
 Effect: TypeAlias = (
     Send | Pull | Compute | JoinGroup | Reduce | Follow | LeaveGroup | Publish | Release | Leave
     | Apply | Include | Gather | Commit | Log | SendParameters | PublishClock | SaveSnapshot
-    | SpawnWorker | KillWorker | SpawnServer | KillServer | CommitCheckpoint | EpochEnded
-    | MemberChanged | Decided | Finished
+    | SpawnWorker | KillWorker | SpawnServer | KillServer | SpawnBackup | KillBackup | Promote
+    | CommitCheckpoint | EpochEnded | MemberChanged | CrewAnswered | Decided | Finished
 )  # fmt: skip

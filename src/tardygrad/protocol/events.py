@@ -27,6 +27,8 @@ AGAIN = "again"
 REFUSED = "refused"
 GAP = "gap"
 
+ASKED_TO_LEAVE = "it was asked to leave"
+
 
 class Lease(NamedTuple):
     """The right to train batches ``[first, stop)`` of one fragment.
@@ -262,6 +264,20 @@ class MembersSeen(NamedTuple):
     generation: int
 
 
+class CrewCounted(NamedTuple):
+    """So many workers there are now. ``generation`` grows with each change."""
+
+    generation: int
+    workers: int
+
+
+class CrewSeen(NamedTuple):
+    """A server reckons with the number of this generation."""
+
+    shard: int
+    generation: int
+
+
 class SnapshotAsked(NamedTuple):
     """Write a snapshot of your shard for checkpoint ``step``.
 
@@ -353,12 +369,16 @@ class SnapshotWritten(NamedTuple):
 
 
 class WorkerDied(NamedTuple):
-    """A worker's process is gone. ``fatal``: trying again would fail the same way."""
+    """A worker's process is gone. ``fatal``: trying again would fail the same way.
+
+    ``own``: the reason is its own word, an exception that it raised.
+    """
 
     worker: int
     incarnation: int
     reason: str
     fatal: bool
+    own: bool = False
 
 
 class ServerDied(NamedTuple):
@@ -370,6 +390,28 @@ class ServerDied(NamedTuple):
     fatal: bool
 
 
+class BackupDied(NamedTuple):
+    """A backup's process is gone. ``number`` counts the backups of all shards."""
+
+    number: int
+    incarnation: int
+    reason: str
+
+
+class Promoted(NamedTuple):
+    """The server's predecessor is gone; from now on it owns the shard, as ``incarnation``."""
+
+    incarnation: int
+
+
+class CrewWanted(NamedTuple):
+    """Somebody wants ``add`` workers more, or ``remove`` fewer. ``number`` names the wish."""
+
+    number: int
+    add: int
+    remove: int
+
+
 class Interrupted(NamedTuple):
     """The user or the machine's owner wants the run to stop; it will be resumed later."""
 
@@ -379,14 +421,16 @@ class Interrupted(NamedTuple):
 Event: TypeAlias = (
     Push | PullAsked | Acked | ShardPulled | WorkerReady | LeaseAsked | Granted | SessionEnded
     | StopAsked | Joined | Reduced | WorkerLeft | Heartbeat | ServerReady | ServerSeen
-    | FenceAsked | Fenced | Booked | BookedSeen | MembersChanged | MembersSeen | SnapshotAsked
-    | SnapshotTaken | SnapshotFailed | Started | Tick | Pulled | Computed | Overtaken
-    | SnapshotWritten | WorkerDied | ServerDied | Interrupted
+    | FenceAsked | Fenced | Booked | BookedSeen | MembersChanged | MembersSeen | CrewCounted
+    | CrewSeen | SnapshotAsked | SnapshotTaken | SnapshotFailed | Started | Tick | Pulled | Computed
+    | Overtaken | SnapshotWritten | WorkerDied | ServerDied | BackupDied | Promoted | CrewWanted
+    | Interrupted
 )  # fmt: skip
 
 MESSAGES: tuple[type[tuple[object, ...]], ...] = (
     Push, PullAsked, Acked, ShardPulled, WorkerReady, LeaseAsked, Granted, SessionEnded, StopAsked,
     WorkerLeft, Heartbeat, ServerReady, ServerSeen, FenceAsked, Fenced, Booked, BookedSeen,
-    MembersChanged, MembersSeen, SnapshotAsked, SnapshotTaken, SnapshotFailed,
+    MembersChanged, MembersSeen, CrewCounted, CrewSeen, SnapshotAsked, SnapshotTaken,
+    SnapshotFailed, Promoted,
 )  # fmt: skip
 """The event types that travel between machines."""

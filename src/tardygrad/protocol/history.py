@@ -39,6 +39,7 @@ class Life:
     """One stretch of a shard between two restorations; its states are numbered from 0.
 
     Attributes:
+        incarnations: whose it was, oldest first; a backup that was promoted goes on with it.
         start: the state whose snapshot it began with; None for the run's initial values.
         moves: ``moves[i]`` led from state ``i`` to the next, with the number of samples that were
             booked before it, or before its round if it is a commit.
@@ -52,7 +53,7 @@ class Life:
         "_base",
         "_states",
         "booked",
-        "incarnation",
+        "incarnations",
         "moves",
         "need",
         "round_since",
@@ -62,7 +63,7 @@ class Life:
     def __init__(
         self, incarnation: int, start: State | None, version: int, booked: int, since: int | None
     ) -> None:
-        self.incarnation = incarnation
+        self.incarnations = [incarnation]
         self.start = start
         self.moves: list[tuple[Record, int]] = []
         self.booked = booked
@@ -71,6 +72,11 @@ class Life:
         self._base = version
         # The state that made each version, from the base on.
         self._states = [0]
+
+    @property
+    def incarnation(self) -> int:
+        """Whose it is at its end."""
+        return self.incarnations[-1]
 
     @property
     def version(self) -> int:
@@ -184,7 +190,10 @@ class History:
         self.heirs: Counter[State] = Counter()
         self.left: Counter[Chain] = Counter()
         self._stateful, self._chains = stateful, chains
-        self._incarnations = [{life.incarnation: life for life in row} for row in self.lives]
+        self._incarnations = [
+            {incarnation: life for life in row for incarnation in life.incarnations}
+            for row in self.lives
+        ]
         self._steps: dict[tuple[int, int], Step] = {}
         self._meets = meetings is not None
         self._met: set[tuple[int, int]] = set()
@@ -365,7 +374,8 @@ def _describe(record: Record) -> str:
 
 def _lives_of(shard: int, records: Sequence[Record]) -> list[Life]:
     """A shard's history, checked."""
-    first = records[0] if records and records[0].kind != trace.RESTORED else None
+    successor = (trace.RESTORED, trace.PROMOTED)
+    first = records[0] if records and records[0].kind not in successor else None
     life = Life(0 if first is None else first.incarnation, None, 0, 0, None)
     lives = [life]
     snapshots: dict[int, tuple[State | None, int, int, int | None]] = {0: (None, 0, 0, None)}
@@ -377,6 +387,10 @@ def _lives_of(shard: int, records: Sequence[Record]) -> list[Life]:
                 impossible(shard, record, f"incarnation {life.incarnation} was there before")
             life = Life(record.incarnation, *snapshots[record.seq])
             lives.append(life)
+        elif record.kind == trace.PROMOTED:
+            if record.incarnation <= life.incarnation:
+                impossible(shard, record, f"incarnation {life.incarnation} was there before")
+            life.incarnations.append(record.incarnation)
         elif record.kind in (*trace.BOOKED, trace.COMMITTED, trace.SNAPSHOT):
             if record.incarnation != life.incarnation:
                 impossible(shard, record, f"incarnation {life.incarnation} was alive")

@@ -20,7 +20,7 @@ from tardygrad.protocol.trace import Record
 
 
 class _Shard:
-    __slots__ = ("fences", "gathered", "incarnation", "nexts", "snapshots", "version")
+    __slots__ = ("fences", "gathered", "incarnation", "lives", "nexts", "snapshots", "version")
 
     def __init__(self) -> None:
         self.incarnation: int | None = None
@@ -28,6 +28,8 @@ class _Shard:
         self.nexts: dict[tuple[int, int], int] = {}
         self.fences: dict[tuple[int, int], int] = {}
         self.gathered = 0
+        # Earlier incarnations of which nothing was lost.
+        self.lives: tuple[int, ...] = ()
         self.snapshots: dict[int, tuple[int, int, dict[tuple[int, int], int]]] = {0: (0, 0, {})}
 
 
@@ -67,6 +69,9 @@ class Auditor:
         if record.kind == trace.RESTORED:
             self._restored(shard, state, record)
             return
+        if record.kind == trace.PROMOTED:
+            self._promoted(shard, state, record)
+            return
         if state.incarnation is None:
             state.incarnation = record.incarnation
         if record.incarnation != state.incarnation:
@@ -103,7 +108,30 @@ class Auditor:
             raise _broken(shard, record, f"the snapshot was of v{version}")
         state.incarnation, state.version, state.nexts = record.incarnation, version, dict(nexts)
         # What a restored shard forgot may be fenced lower than before, never reused.
-        state.fences = {}
+        state.fences, state.lives = {}, ()
+
+    def _promoted(self, shard: int, state: _Shard, record: Record) -> None:
+        before = 0 if state.incarnation is None else state.incarnation
+        if record.incarnation <= before:
+            raise _broken(shard, record, f"incarnation {before} was there before")
+        if record.version != state.version:
+            raise _broken(shard, record, f"the shard was at v{state.version}: something is lost")
+        state.lives = (*state.lives, before)
+        state.incarnation = record.incarnation
+
+    def holds(self, shard: int, nexts: dict[tuple[int, int], int], gathered: int) -> None:
+        """See that a promoted server has booked and gathered everything that is on record.
+
+        Raises:
+            InvariantViolation: it lacks something, or has more.
+        """
+        state = self._shards[shard]
+        on_record = {where: batch for where, batch in state.nexts.items() if batch}
+        if nexts != on_record or gathered != state.gathered:
+            raise InvariantViolation(
+                f"shard {shard}: the promoted server has booked {nexts} and gathered {gathered} "
+                f"updates, on record are {on_record} and {state.gathered}"
+            )
 
     def _moved(self, shard: int, state: _Shard, record: Record) -> None:
         if record.version != state.version + 1:
@@ -112,7 +140,8 @@ class Auditor:
 
     def _check_read(self, shard: int, state: _Shard, record: Record, version: int) -> None:
         incarnation, read = record.reads[shard]
-        if incarnation != state.incarnation:
+        # A version of a predecessor of which nothing was lost is one of this life too.
+        if incarnation != state.incarnation and incarnation not in state.lives:
             raise _broken(shard, record, "it was computed from another life")
         staleness = version - read
         if not staleness == record.staleness >= 0:

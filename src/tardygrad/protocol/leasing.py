@@ -56,7 +56,7 @@ class LeaseDesk:
         self._shards = range(shards)
         self._roster = Roster(shards) if tells_members else None
         self._excuses = excuses
-        self._balancer = None if balance.name == "fixed" else Balancer(balance, len(workers))
+        self._balancer = None if balance.name == "fixed" else Balancer(balance)
         self._groups: Groups | None = None
         if group_patience_s is not None:
             self._groups = Groups((generation << 20) + 1, group_patience_s)

@@ -5,10 +5,9 @@ Also the rules about their replacement.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from tardygrad.protocol.effects import MemberChanged
 from tardygrad.protocol.events import Lease, LeaseAsked
+from tardygrad.protocol.silence import Silence
 from tardygrad.protocol.states import SHARD, SLOT
 
 STARTING = "starting"
@@ -24,8 +23,9 @@ class WorkerEntry:
     """One worker slot."""
 
     __slots__ = (
-        "asked", "booked", "deaths", "due", "granted", "heard", "incarnation", "last_ask", "moved",
-        "session", "slowest_s", "state", "steps", "worker",
+        "asked", "booked", "deaths", "due", "granted", "heard", "in_vain", "incarnation",
+        "last_ask", "moved", "session", "silence", "slowest_s", "state", "steps", "wanted",
+        "worker",
     )  # fmt: skip
 
     def __init__(self, worker: int, incarnation: int) -> None:
@@ -39,7 +39,10 @@ class WorkerEntry:
         self.slowest_s = 0.0
         self.steps = -1
         self.booked = False
+        self.wanted = True
         self.deaths = 0
+        self.in_vain = 0
+        self.silence = Silence()
         self.asked: LeaseAsked | None = None
         self.last_ask = 0
         self.granted: Lease | None = None
@@ -71,10 +74,12 @@ class WorkerEntry:
         self.steps = -1
         self.booked = False
         self.due = self.heard = self.moved = due
+        self.silence.breaks_off()
 
     def beat(self, steps: int, now: float) -> None:
         """A sign of life; progress too if ``steps`` grew."""
         self.heard = now
+        self.silence.heard(now)
         if steps > self.steps:
             if self.steps > 0:
                 self.slowest_s = max(self.slowest_s, now - self.moved)
@@ -84,16 +89,21 @@ class WorkerEntry:
 class ServerEntry:
     """One shard's server."""
 
-    __slots__ = ("heard", "incarnation", "moved", "restarts", "shard", "state", "steps")
+    __slots__ = (
+        "heard", "incarnation", "moved", "promoted", "restarts", "shard", "silence", "state",
+        "steps",
+    )  # fmt: skip
 
     def __init__(self, shard: int, incarnation: int) -> None:
         self.shard = shard
         self.incarnation = incarnation
         self.state = SHARD.start
+        self.promoted = False
         self.restarts = 0
         self.steps = 0
         self.heard = 0.0
         self.moved = 0.0
+        self.silence = Silence()
 
     @property
     def ready(self) -> bool:
@@ -108,6 +118,13 @@ class ServerEntry:
         """What people are told of it."""
         return MemberChanged("server", self.shard, self.incarnation, state, reason)
 
+    def succeeded(self, now: float, *, promoted: bool) -> None:
+        """Another process takes the place: a backup, or one that begins from a snapshot."""
+        self.incarnation += 1
+        self.promoted = promoted
+        self.silence.breaks_off()
+        self.spoke(now)
+
     def spoke(self, now: float) -> None:
         """A message of its main thread."""
         self.heard = self.moved = now
@@ -115,6 +132,7 @@ class ServerEntry:
     def beat(self, steps: int, now: float) -> None:
         """A sign of life, of a thread of its own; progress too if ``steps`` changed."""
         self.heard = now
+        self.silence.heard(now)
         if steps != self.steps:
             self.steps, self.moved = steps, now
 
@@ -124,28 +142,43 @@ class Restarts:
 
     Args:
         budget: replacements of the whole run.
-        workers: number of workers.
         first_s: how long the replacement of a slot that has died once waits.
         most_s: how long any replacement waits at most.
+        put_aside_after: so many lives of a slot may end in vain, one after the other.
     """
 
-    def __init__(self, budget: int, workers: int, *, first_s: float, most_s: float) -> None:
+    def __init__(self, budget: int, *, first_s: float, most_s: float, put_aside_after: int) -> None:
         self.used = 0
-        self._budget, self._workers = budget, workers
+        self._budget = budget
         self._first_s, self._most_s = first_s, most_s
+        self._put_aside_after = put_aside_after
         self._in_vain = 0
 
     def moved(self) -> None:
         """Training advances: whatever ended before was not in vain."""
         self._in_vain = 0
 
-    def died(self, entry: WorkerEntry) -> str:
-        """Take in a death; why no replacement would do better, or an empty string."""
+    def died(self, entry: WorkerEntry, slots: int, *, own: bool) -> str:
+        """Take in a death; why no replacement would do better, or an empty string.
+
+        Args:
+            entry: whose.
+            slots: how many there are that are filled again.
+            own: whether it said itself what it died of, as an exception of its own does.
+        """
         entry.deaths += 1
         self._in_vain = 0 if entry.has_worked else self._in_vain + 1
-        if self._in_vain <= self._workers + 2:
+        if not entry.booked and (own or not entry.has_worked):
+            entry.in_vain += 1
+        if self._in_vain <= slots + 2:
             return ""
         return f"{self._in_vain} workers died in a row before they had done anything"
+
+    def hopeless(self, entry: WorkerEntry) -> str:
+        """Why this slot is not worth another try where others work, or an empty string."""
+        if entry.in_vain < self._put_aside_after:
+            return ""
+        return f"it died {entry.in_vain} times in a row before a fragment of it was booked"
 
     def delay_s(self, entry: WorkerEntry) -> float | None:
         """Seconds until the slot is filled again; None if all restarts are used up."""
@@ -154,8 +187,3 @@ class Restarts:
         self.used += 1
         exponent = min(max(entry.deaths - 1, 0), 30)
         return float(min(self._first_s * 2**exponent, self._most_s))
-
-
-def no_one_left(workers: Iterable[WorkerEntry]) -> bool:
-    """Whether no worker is alive or will be."""
-    return not any(w.alive for w in workers)

@@ -1,10 +1,10 @@
 """The scheduler: leases fragments, watches over workers and servers, calls for checkpoints.
 
 Theory of operation. The scheduler keeps three books: the work (``LeaseDesk``, ``WorkBook``), who
-takes part (``WorkerEntry``, ``ServerEntry``), and an ``Outbox`` of commands to servers that are
-repeated until they are answered. A ``Watch`` says who must be taken for dead. A run is *starting*
-until every shard is there, then *running*; it is *stopping* while workers finish what they hold,
-*saving* while the last checkpoint is taken, and then *over*.
+takes part (``Crew``, ``WorkerEntry``, ``ServerEntry``), and an ``Outbox`` of commands to servers
+that are repeated until they are answered. A ``Watch`` says who must be taken for dead. A run is
+*starting* until every shard is there, then *running*; it is *stopping* while workers finish what
+they hold, *saving* while the last checkpoint is taken, and then *over*.
 
 A lost worker costs its fragments a fencing round; a lost server is started again from its newest
 snapshot, and meanwhile no lease is granted. Nothing here waits: each answer moves one thing on.
@@ -18,7 +18,9 @@ from typing import Any, Literal
 from tardygrad.errors import InvariantViolation
 from tardygrad.protocol import events as ev
 from tardygrad.protocol import membership as mb
+from tardygrad.protocol.backups import Backups
 from tardygrad.protocol.checkpointing import CheckpointRound
+from tardygrad.protocol.crew import Crew
 from tardygrad.protocol.effects import (
     Decided,
     Effect,
@@ -30,7 +32,6 @@ from tardygrad.protocol.effects import (
     Outcome,
     Send,
     SpawnServer,
-    SpawnWorker,
 )
 from tardygrad.protocol.leasing import LeaseDesk
 from tardygrad.protocol.outbox import Outbox
@@ -57,9 +58,6 @@ class Scheduler:
         first_incarnation = s.generation << 10
         self.workers = [mb.WorkerEntry(w, first_incarnation) for w in range(s.workers)]
         self.servers = [mb.ServerEntry(i, first_incarnation) for i in range(s.shards)]
-        self.restarts = mb.Restarts(
-            s.restarts, s.workers, first_s=s.backoff_s, most_s=s.backoff_max_s
-        )
         self.outbox = Outbox()
         self.round = CheckpointRound(s.shards, s.first_step, self.outbox)
         self._desk = LeaseDesk(
@@ -69,11 +67,14 @@ class Scheduler:
             group_patience_s=s.resend_s if s.uses_groups else None,
         )  # fmt: skip
         self.book = self._desk.book
+        self.crew = Crew(s, self.workers, self._desk, self.outbox)
+        self.restarts = self.crew.restarts
         self.book.forget_ended(s.epochs_reported)
         self._watch = Watch(
             self.workers, self.servers, self.book, self.outbox,
-            lease_s=s.lease_s, start_s=s.start_s, uses_clocks=s.uses_clocks,
+            silence=s.silence, lease_s=s.lease_s, start_s=s.start_s, uses_clocks=s.uses_clocks,
         )  # fmt: skip
+        self.backups = Backups(self.servers, s, self._watch)
         self._last_checkpoint = 0.0
         self._stop_since = 0.0
         self._saved_in_vain = False
@@ -87,11 +88,14 @@ class Scheduler:
             ev.WorkerDied: self._worker_died,
             ev.ServerReady: self._server_ready,
             ev.ServerDied: self._server_died,
+            ev.BackupDied: self.backups.died,
             ev.Fenced: self._fenced,
             ev.Booked: self._booked,
             ev.MembersSeen: self._members_seen,
             ev.SnapshotTaken: self._snapshot_answer,
             ev.SnapshotFailed: self._snapshot_answer,
+            ev.CrewWanted: self._crew_wanted,
+            ev.CrewSeen: self._crew_seen,
             ev.Interrupted: self._interrupted,
         }
 
@@ -103,6 +107,8 @@ class Scheduler:
         if handler is None:
             raise InvariantViolation(f"the scheduler got {event!r}, which it does not handle")
         effects = handler(event, now)
+        if self.phase in (STARTING, RUNNING):
+            effects += self.crew.tell(now)
         return effects + self._desk.tell(now) if self.settings.tells_members else effects
 
     @property
@@ -121,18 +127,8 @@ class Scheduler:
             effects.append(SpawnServer(server.shard, server.incarnation, floor))
             effects.append(server.changed("started", ""))
         for worker in self.workers:
-            effects += self._spawn(worker, worker.incarnation, 0.0, now)
+            effects += self.crew.spawn(worker, worker.incarnation, 0.0, now)
         return effects
-
-    def _spawn(
-        self, entry: mb.WorkerEntry, incarnation: int, delay_s: float, now: float
-    ) -> list[Effect]:
-        entry.born(incarnation, now + delay_s)
-        entry.session = self._desk.new_session()
-        return [
-            SpawnWorker(entry.worker, incarnation, delay_s),
-            entry.changed("started", f"after {delay_s:g} s" if delay_s else ""),
-        ]
 
     # --- leases -------------------------------------------------------------------------------
 
@@ -160,6 +156,8 @@ class Scheduler:
         effects = self._note_ready(entry, now)
         if self.phase in (STOPPING, SAVING):
             return [*effects, Send(("worker", entry.worker), ev.StopAsked(self.reason))]
+        if not entry.wanted:
+            return [*effects, self.crew.ask_to_leave(entry)]
         if event.abandoned and event.session == entry.session:
             effects.append(Decided(f"leases of worker {entry.worker} end", event.reason))
             effects += self._desk.release(entry, now)
@@ -205,8 +203,9 @@ class Scheduler:
         lease = self.book.booked(event.shard, event.epoch, event.fragment)
         effects += self._look_at_epochs(now) + self._grant_waiting(now)
         if lease is not None:
-            self.workers[lease.worker].deaths = 0
-            self.workers[lease.worker].booked = True
+            worker = self.workers[lease.worker]
+            worker.deaths = worker.in_vain = 0
+            worker.booked = True
             self._desk.excuse(lease.worker)
         return effects
 
@@ -228,7 +227,8 @@ class Scheduler:
             return [seen]
         entry.turn("ready")
         effects: list[Effect] = [seen, entry.changed("ready", f"v{event.version}")]
-        if event.incarnation > 0:
+        effects += self.crew.tell_again(event.shard, now)
+        if event.incarnation > 0 and not entry.promoted:
             effects += self._restored(event, now)
         if self.phase == STARTING and self.serving:
             self.phase = RUN.after(self.phase, "serves")
@@ -256,11 +256,11 @@ class Scheduler:
         self.outcome, self.reason = "", ""
         self.round.abandon()
         effects: list[Effect] = []
-        dead = [w for w in self.workers if w.state == mb.DEAD]
+        dead = [w for w in self.workers if w.wanted and w.state == mb.DEAD]
         for worker in self.workers:
-            if worker.state == mb.LEFT or worker.alive:
+            if worker.wanted and (worker.state == mb.LEFT or worker.alive):
                 effects.append(KillWorker(worker.worker, worker.incarnation, "work came back"))
-                effects += self._spawn(worker, worker.incarnation + 1, 0.0, now)
+                effects += self.crew.spawn(worker, worker.incarnation + 1, 0.0, now)
         for worker in dead:
             effects += self._replace(worker, "it had died before the work came back", now)
         return effects
@@ -268,6 +268,8 @@ class Scheduler:
     # --- death --------------------------------------------------------------------------------
 
     def _heartbeat(self, event: ev.Heartbeat, now: float) -> list[Effect]:
+        if event.kind == "backup":
+            return self.backups.beat(event, now)
         if event.kind == "server":
             server = self.servers[event.id] if 0 <= event.id < len(self.servers) else None
             if server is not None and server.incarnation == event.incarnation:
@@ -284,33 +286,24 @@ class Scheduler:
             return []
         effects: list[Effect] = [entry.changed("died", event.reason)]
         entry.turn("dies")
-        hopeless = self.restarts.died(entry)
-        if self.settings.uses_clocks:
-            for other in self.workers:
-                # Whoever stood still may have waited for this one.
-                other.moved = max(other.moved, now)
-        self._desk.forget(entry.worker)
-        effects += self._desk.release(entry, now)
+        hopeless = self.crew.died(entry, own=event.own)
+        effects += self.crew.hand_back(entry, now)
         if self.phase in (STOPPING, SAVING):
             return effects + self._look_at_leaving(now)
-        if event.fatal:
+        if event.fatal and not self.crew.others_work(entry):
             return effects + self._stop("failed", event.reason, now)
         if hopeless:
             reason = f"{hopeless}; the last: {event.reason}"
             return effects + self._stop("failed", reason, now)
-        return effects + self._replace(entry, event.reason, now)
+        return effects + self._replace(entry, event.reason, now, fatal=event.fatal)
 
-    def _replace(self, entry: mb.WorkerEntry, death: str, now: float) -> list[Effect]:
-        delay = self.restarts.delay_s(entry)
-        if delay is not None:
-            return self._spawn(entry, entry.incarnation + 1, delay, now)
-        entry.turn("put_aside")
-        reason = f"all {self.settings.restarts} restarts are used up"
-        effects: list[Effect] = [entry.changed("put_aside", reason)]
-        if mb.no_one_left(self.workers):
-            why = f"no worker is left and {reason}; the last one: {death}"
-            effects += self._stop("failed", why, now)
-        return effects
+    def _replace(
+        self, entry: mb.WorkerEntry, death: str, now: float, *, fatal: bool = False
+    ) -> list[Effect]:
+        if not entry.wanted:
+            return []
+        effects, hopeless = self.crew.replace(entry, death, now, fatal=fatal)
+        return effects + self._stop("failed", hopeless, now) if hopeless else effects
 
     def _server_died(self, event: ev.ServerDied, now: float) -> list[Effect]:
         entry = self.servers[event.shard]
@@ -319,12 +312,14 @@ class Scheduler:
         effects: list[Effect] = [entry.changed("died", event.reason)]
         entry.turn("dies")
         self.round.abandon()
+        effects += self.backups.replace(entry, now) if not event.fatal else []
+        if entry.incarnation != event.incarnation:
+            return effects
         if event.fatal or entry.restarts >= max(self.settings.restarts, 1):
             self.phase = RUN.after(self.phase, "fails")
             return [*effects, Finished("failed", f"server {event.shard}: {event.reason}")]
         entry.restarts += 1
-        entry.incarnation += 1
-        entry.spoke(now)
+        entry.succeeded(now, promoted=False)
         floor = self.book.new_fence()
         effects.append(SpawnServer(entry.shard, entry.incarnation, floor))
         effects.append(entry.changed("started", "from its newest snapshot"))
@@ -335,12 +330,17 @@ class Scheduler:
         if pause:
             self._stop_since += pause
             self.round.since += pause
+            self.backups.forgive(now)
             why = f"the scheduler itself paused {pause:.1f} s"
             return [Decided("all silence is forgiven", why)]
         effects = self._suspect(now)
         if self.phase == OVER:
             return effects
+        effects += self.backups.look(now)
+        effects += self.backups.fill(now) if self.phase == RUNNING else []
         effects += self.outbox.due(now, self.settings.resend_s)
+        if self.phase in (STARTING, RUNNING):
+            effects += self.crew.remind()
         return effects + self._look_at_deadlines(now)
 
     def _suspect(self, now: float) -> list[Effect]:
@@ -444,8 +444,16 @@ class Scheduler:
         if self.phase != SAVING:
             return state
         # What these keep of their own is whole, and as old as the last snapshots.
-        left = [[w.worker, w.incarnation] for w in self.workers if w.state == mb.LEFT]
+        left = [[w.worker, w.incarnation] for w in self.workers if w.wanted and w.state == mb.LEFT]
         return {**state, "left": left}
+
+    def _crew_wanted(self, event: ev.CrewWanted, now: float) -> list[Effect]:
+        stopping = self.phase in (STOPPING, SAVING)
+        return self.crew.change(event, now, "the run is about to end" if stopping else "")
+
+    def _crew_seen(self, event: ev.CrewSeen, now: float) -> list[Effect]:
+        self.crew.seen(event)
+        return []
 
     def _interrupted(self, event: ev.Interrupted, now: float) -> list[Effect]:
         if self.phase in (STOPPING, SAVING):
@@ -477,6 +485,8 @@ class Scheduler:
         if entry is None:
             return []
         if self.phase not in (STOPPING, SAVING):
+            if not entry.wanted:
+                return self.crew.gone(entry, now)
             # A wish to stop from before the work came back has reached a worker that came after.
             died = ev.WorkerDied(entry.worker, entry.incarnation, "it left unasked", fatal=False)
             return self._worker_died(died, now)

@@ -23,6 +23,7 @@ Reports to the scheduler (a fragment is whole) are repeated until they are seen.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 from tardygrad.admission import AtOnce
@@ -53,39 +54,27 @@ WORKER = "worker"
 _LEFT = "a rank has left"
 
 
+@dataclass(frozen=True, kw_only=True)
 class ServerSettings:
     """What a server must know of the run.
 
+    ``workers`` there are at first. With ``linear_rate`` the learning rate follows their number.
     ``weigh`` says what an update counts: in the mean of its round (its samples, if None), or, at
     once, as a factor on the learning rate (1, if None). ``uses_peers``: divided by the members.
     """
 
-    def __init__(
-        self,
-        *,
-        lineage: int,
-        plan: FragmentPlan,
-        workers: int,
-        staleness: StalenessPolicy,
-        consistency: ASP | SSP,
-        admission: Rule | None = None,
-        rule: str = "",
-        round_of: str = "",
-        weigh: Callable[[ev.Push], float] | None = None,
-        uses_peers: bool = False,
-        resend_s: float,
-    ) -> None:
-        self.lineage = lineage
-        self.plan = plan
-        self.workers = workers
-        self.staleness = staleness
-        self.consistency = consistency
-        self.admission: Rule = admission or AtOnce()
-        self.rule = rule
-        self.round_of = round_of
-        self.weigh = weigh
-        self.uses_peers = uses_peers
-        self.resend_s = resend_s
+    lineage: int
+    plan: FragmentPlan
+    workers: int
+    staleness: StalenessPolicy
+    consistency: ASP | SSP
+    admission: Rule = field(default_factory=AtOnce)
+    rule: str = ""
+    round_of: str = ""
+    weigh: Callable[[ev.Push], float] | None = None
+    uses_peers: bool = False
+    linear_rate: bool = False
+    resend_s: float
 
 
 class Server:
@@ -103,6 +92,7 @@ class Server:
     ) -> None:
         self.shard = shard
         self.incarnation = incarnation
+        self.lives: tuple[int, ...] = (incarnation,)
         self.settings = settings
         self.floor = floor
         self.version = 0
@@ -117,6 +107,8 @@ class Server:
             self.round = Round.from_state(settings.admission, snapshot["round"])
         self._parts = Parts()
         self._clocks = ClockTable()
+        # How many workers there are, by the newest word of the scheduler's.
+        self._crew, self._crew_generation = settings.workers, 0
         self._published = 0
         self._waiting: list[ev.PullAsked] = []
         self._unseen: dict[int, tuple[float, ev.Booked]] = {}
@@ -136,6 +128,7 @@ class Server:
             ev.BookedSeen: self._booked_seen,
             ev.ServerSeen: self._server_seen,
             ev.MembersChanged: self._members_changed,
+            ev.CrewCounted: self._crew_counted,
             ev.SnapshotAsked: self._snapshot,
             ev.SnapshotWritten: self._snapshot_written,
         }
@@ -186,13 +179,13 @@ class Server:
         if push.fence < self.ledger.fence(push.epoch, push.fragment):
             return f"fence {push.fence} was overtaken by a newer lease"
         incarnation, version = push.reads[self.shard]
-        if incarnation != self.incarnation or version > self.version:
+        if incarnation not in self.lives or version > self.version:
             return f"it read incarnation {incarnation}, this is {self.incarnation}"
         return ""
 
     def _new(self, push: ev.Push, now: float) -> list[Effect]:
         staleness = self.version - push.reads[self.shard][1]
-        verdict = self.settings.staleness.judge(staleness, self.settings.workers)
+        verdict = self.settings.staleness.judge(staleness, self._crew)
         if not verdict.accepted and verdict.again:
             return self._answer(push, ev.AGAIN, verdict.reason, trace.REFUSED)
         consumed = self.ledger.consumed
@@ -220,7 +213,7 @@ class Server:
         else:
             self.version += 1
             weigh = self.settings.weigh
-            scale = verdict.scale if weigh is None else verdict.scale * weigh(push)
+            scale = self._rate * (1.0 if weigh is None else weigh(push)) * verdict.scale
             if self.settings.uses_peers:
                 scale /= self._clocks.count
             record = self._record(push, trace.APPLIED, staleness, scale)
@@ -273,7 +266,7 @@ class Server:
         if self.ledger.place(push.epoch, push.fragment, push.first, push.stop) != NEW:
             return "some batches are booked, or not in turn"
         staleness = self.version - push.reads[self.shard][1]
-        if not self.settings.staleness.judge(staleness, self.settings.workers).accepted:
+        if not self.settings.staleness.judge(staleness, self._crew).accepted:
             return "it is stale"
         return "" if self._clocks.is_member(push.worker, push.session) else _LEFT
 
@@ -293,7 +286,7 @@ class Server:
         # The last one's bytes are at hand.
         for push in [*(p for p in parts if p is not last), last]:
             staleness = self.version - push.reads[self.shard][1]
-            scale = self.settings.staleness.judge(staleness, self.settings.workers).scale
+            scale = self.settings.staleness.judge(staleness, self._crew).scale
             consumed = self.ledger.consumed
             whole = self.ledger.book(
                 push.epoch, push.fragment, push.stop, push.samples, push.fence, applied=True
@@ -328,7 +321,7 @@ class Server:
             self.incarnation,
             self.version,
             seq=closed.gathered,
-            scale=closed.scale,
+            scale=self._rate * closed.scale,
         )
         return [Commit(closed.consumed, record)]
 
@@ -396,6 +389,16 @@ class Server:
             broken = self._break_up(self._parts.generation, _LEFT, now)
         seen = Send(ev.SCHEDULER, ev.MembersSeen(self.shard, event.generation))
         return [seen, *broken, *self._end_round(now), *self._publish_clock()]
+
+    def _crew_counted(self, event: ev.CrewCounted, now: float) -> list[Effect]:
+        if event.generation > self._crew_generation:
+            self._crew, self._crew_generation = event.workers, event.generation
+        return [Send(ev.SCHEDULER, ev.CrewSeen(self.shard, event.generation))]
+
+    @property
+    def _rate(self) -> float:
+        """The factor on the learning rate that follows the number of workers."""
+        return self._crew / self.settings.workers if self.settings.linear_rate else 1.0
 
     # --- the scheduler's wishes ---------------------------------------------------------------
 

@@ -29,6 +29,7 @@ SNAPSHOT = 6
 GATHERED = 7
 COMMITTED = 8
 INCLUDED = 9
+PROMOTED = 10
 
 KIND_NAMES = {
     APPLIED: "applied",
@@ -40,6 +41,7 @@ KIND_NAMES = {
     GATHERED: "gathered",
     COMMITTED: "committed",
     INCLUDED: "included",
+    PROMOTED: "promoted",
 }
 
 
@@ -55,7 +57,8 @@ class Record(NamedTuple):
     GATHERED books an update in the open round, with ``scale`` as the staleness policy's factor on
     its weight; COMMITTED applies the mean of a round of ``seq`` updates, its rate times ``scale``.
     INCLUDED books an update that its group has averaged with that of the next GATHERED, and with
-    those INCLUDED directly before it.
+    those INCLUDED directly before it. From PROMOTED on, ``incarnation`` owns the shard; it was a
+    backup, has everything that stands before, and goes on from there.
     """
 
     kind: int

@@ -2,7 +2,8 @@
 
 A method needs no registration: ``check_method("my_method")`` finds the file as a run would. It
 passes if its rules work on a small model, its server's state survives a snapshot to the bit, a run
-under crashes and lost messages ends with an exact ledger, and the same seed gives the same run. If
+under crashes and lost messages ends with an exact ledger, the same seed gives the same run, and
+where servers have backups a replay comes to the same bits as the run. If
 it says which serial optimizer it equals (``Method.serial_optimizer``), one worker that waits for
 each answer must reach the very parameters of the plain loop.
 
@@ -28,8 +29,10 @@ from tardygrad.errors import ConfigError
 from tardygrad.layout import partition
 from tardygrad.methods import parse
 from tardygrad.methods.base import Method, Step
+from tardygrad.protocol import trace
 from tardygrad.protocol.ledger import Ledger
 from tardygrad.testing.checks import require
+from tardygrad.testing.fuzz import check_replay
 from tardygrad.testing.simulation import (
     MemoryStore,
     SilentObserver,
@@ -101,6 +104,7 @@ def check_method(name: str, **settings: Any) -> None:
     _check_state(method)
     _check_serial(method, section)
     _check_run(section)
+    _check_replicas(section)
 
 
 def _steps(count: int) -> Iterator[Step]:
@@ -212,6 +216,39 @@ def _check_run(section: dict[str, Any]) -> None:
         digests.append((str(end.figures["digest"]), cluster.history.digest()))
     require(digests[0] == digests[1], "the same seed gives two different runs")
     require(digests[0] != digests[2], "another seed gives the same run")
+
+
+def _check_replicas(section: dict[str, Any]) -> None:
+    promoted = 0
+    for seed in (1, 2):
+        faults = [
+            {"kind": "crash", "target": "server-0", "at_s": 0.05},
+            {"kind": "crash", "target": "server-0", "at_s": 0.11},
+            {"kind": "crash", "target": "backup-0", "at_s": 0.14},
+            {"kind": "loss", "rate": 0.02},
+            {"kind": "duplicate", "rate": 0.1},
+        ]
+        job = _job(
+            network,
+            section,
+            seed=seed,
+            workers=2,
+            servers=_most_servers(parse(section), 2),
+            replicas=1,
+            checkpoint={"every_s": 0.1},
+            failure={"lease_s": 0.3, "heartbeat_s": 0.01, "restarts": 20, "backoff_s": 0.01},
+            simulation={
+                "faults": faults, "compute": {"distribution": "exponential", "mean_s": 0.01},
+            },
+        )  # fmt: skip
+        cluster = SimulatedCluster(job)
+        end = cluster.run()
+        cluster.check(end)
+        require(end.outcome == "done", f"a run with backups ends as {end.outcome}: {end.reason}")
+        check_replay(cluster, end)
+        for records in cluster.history.records:
+            promoted += sum(record.kind == trace.PROMOTED for record in records)
+    require(promoted > 0, "no backup was promoted")
 
 
 # --- engines ----------------------------------------------------------------------------------

@@ -77,7 +77,48 @@ def random_schedule(seed: int) -> Schedule:
     schedule = _with_links(schedule, random.Random(f"links of {seed}"))
     schedule = with_misfortunes(schedule, random.Random(f"misfortunes of {seed}"))
     horizon_s = 1.5 * nominal_s + 0.2
-    return _without_scheduler(schedule, random.Random(f"scheduler of {seed}"), horizon_s)
+    schedule = _without_scheduler(schedule, random.Random(f"scheduler of {seed}"), horizon_s)
+    schedule = _with_replicas(schedule, random.Random(f"replicas of {seed}"))
+    return _with_changes(schedule, random.Random(f"crew of {seed}"), horizon_s)
+
+
+def _with_replicas(schedule: Schedule, rng: random.Random) -> Schedule:
+    if rng.random() < 0.5:
+        return schedule
+    settings = schedule.settings
+    replicas, servers = rng.choice((1, 1, 1, 2)), settings["servers"]
+    horizon_s = max((f.get("at_s", 0.0) for f in settings["simulation"]["faults"]), default=0.5)
+    lease_s = settings["failure"]["lease_s"]
+    faults = list(settings["simulation"]["faults"])
+    for _ in range(rng.choice((0, 1, 2, 4))):
+        target = f"server-{rng.randrange(servers)}"
+        if rng.random() < 0.4:
+            target = f"backup-{rng.randrange(servers * replicas)}"
+        kind = rng.choice(("crash", "crash", "crashes", "hang"))
+        faults += _misfortune(rng, kind, target, horizon_s + 0.1, lease_s)
+    changes: dict[str, Any] = {"replicas": replicas, "simulation": {"faults": faults}}
+    if rng.random() < 0.4:
+        # Slow servers: some push is always on its way when one dies.
+        changes["simulation"]["apply"] = rng.uniform(0.002, 0.01)
+    return dataclasses.replace(schedule, settings=merge(settings, changes))
+
+
+def _with_changes(schedule: Schedule, rng: random.Random, horizon_s: float) -> Schedule:
+    if rng.random() < 0.5:
+        return schedule
+    changes = []
+    for _ in range(rng.randint(1, 4)):
+        add, remove = rng.choice(((1, 0), (2, 0), (3, 0), (0, 1), (0, 1), (0, 2), (1, 1)))
+        changes.append({"at_s": rng.uniform(0, horizon_s), "add": add, "remove": remove})
+    most = schedule.settings["workers"] + rng.randint(0, 4)
+    settings: dict[str, Any] = {
+        "simulation": {"changes": changes},
+        "elastic": {"workers_max": most},
+    }
+    # What counts samples would see half of one.
+    if schedule.model != "counting" and rng.random() < 0.3:
+        settings["elastic"]["learning_rate"] = "linear"
+    return dataclasses.replace(schedule, settings=merge(schedule.settings, settings))
 
 
 def _with_more(schedule: Schedule, rng: random.Random) -> Schedule:

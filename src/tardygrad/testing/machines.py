@@ -22,8 +22,11 @@ from tardygrad.protocol import effects as ef
 from tardygrad.protocol.invariants import Auditor
 from tardygrad.protocol.ledger import Ledger
 from tardygrad.protocol.scheduler import RUNNING, Scheduler
+from tardygrad.protocol.silence import Silence
 
 _PARTS_WITHOUT_ORDER = (Ledger, Auditor)
+_TIMELESS = (FragmentPlan, Silence)
+"""Nothing about them differs while time stands still."""
 _LEFT_OUT = ("_handlers", "settings", "_plan", "plan", "_samples_in", "_balancer")
 
 
@@ -44,7 +47,7 @@ def _canonical(value: Any, seen: set[int]) -> Any:
     if isinstance(value, dict):
         # In their order, which decides who is served first.
         return ("dict", *((_canonical(k, seen), _canonical(v, seen)) for k, v in value.items()))
-    if isinstance(value, range) or callable(value) or kind is FragmentPlan or id(value) in seen:
+    if isinstance(value, range) or callable(value) or kind in _TIMELESS or id(value) in seen:
         return None
     seen.add(id(value))
     slots = getattr(kind, "__slots__", ())

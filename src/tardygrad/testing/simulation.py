@@ -305,6 +305,10 @@ class SilentObserver:
             raise PowerCut
         return "preempted by the test"
 
+    def wishes(self) -> tuple[tuple[int, int], ...]:
+        """Nobody wants workers to join or leave, but the simulation's own plan."""
+        return ()
+
     def of(self, event: str) -> list[dict[str, Any]]:
         """The fields of all events of one kind."""
         return [fields for kind, fields in self.events if kind == event]

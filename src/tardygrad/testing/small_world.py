@@ -35,6 +35,7 @@ from tardygrad.protocol.invariants import Auditor
 from tardygrad.protocol.scheduler import OVER
 from tardygrad.protocol.scheduler_settings import SchedulerSettings
 from tardygrad.protocol.server import ServerSettings
+from tardygrad.protocol.silence import SilenceLimits
 from tardygrad.protocol.worker import WorkerSettings
 from tardygrad.staleness import Constant
 from tardygrad.testing.machines import Audited, Nodes, look_at_scheduler, look_at_server
@@ -72,8 +73,10 @@ class World:
         )
         consistency = ASP() if setup.bound is None else SSP(bound=setup.bound)
         scheduler = SchedulerSettings(
-            plan=plan, epochs=setup.epochs, workers=setup.workers, shards=setup.shards,
-            lease_s=_FOREVER, start_s=_FOREVER, stop_s=_FOREVER, resend_s=0.0,
+            plan=plan, epochs=setup.epochs, workers=setup.workers, workers_max=setup.workers,
+            shards=setup.shards, put_aside_after=setup.faults + setup.workers,
+            lease_s=_FOREVER, silence=SilenceLimits(_FOREVER, _FOREVER, _FOREVER),
+            start_s=_FOREVER, stop_s=_FOREVER, resend_s=0.0,
             restarts=setup.faults + setup.workers, backoff_s=0.0, backoff_max_s=0.0,
             checkpoint_every_s=_FOREVER, uses_clocks=consistency.uses_clocks, balance=Fixed(),
         )  # fmt: skip

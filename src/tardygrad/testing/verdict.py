@@ -68,11 +68,12 @@ def judge(job: Job, stretch: Stretch) -> None:
 def _explain(job: Job, now: float, change: ef.MemberChanged) -> None:
     name = f"{change.kind}-{change.id}"
     faults = [f for f in job.config.simulation.faults if f.at_s <= now]
+    names = [name, *_partners(job, change)]
     silencing = [
         f
         for f in faults
-        if (f.kind in ("hang", "blackout") and f.target == name)
-        or (f.kind in ("loss", "delay") and f.target in (None, name))
+        if (f.kind in ("hang", "blackout") and f.target in names)
+        or (f.kind in ("loss", "delay") and f.target in (None, *names))
     ]
     lossy = any(f.kind in ("loss", "delay") and f.rate >= 0.1 for f in faults)
     silent = change.reason.startswith(("no sign of life", "not ready")) and silencing
@@ -86,15 +87,27 @@ def _explain(job: Job, now: float, change: ef.MemberChanged) -> None:
         )
 
 
+def _partners(job: Job, change: ef.MemberChanged) -> list[str]:
+    """Whose misfortunes are this member's as well: a backup becomes what its server was."""
+    replicas = job.config.replicas
+    if change.kind == "backup":
+        return [f"server-{change.id // replicas}"]
+    if change.kind == "server":
+        return [f"backup-{change.id * replicas + i}" for i in range(replicas)]
+    return []
+
+
 def _explain_failure(job: Job, stretch: Stretch, reason: str) -> None:
-    restarts, workers = job.config.failure.restarts, job.config.workers
+    restarts = job.config.failure.restarts
     server, _, _ = reason.removeprefix("server ").partition(":")
     if reason.startswith("server "):
         enough = stretch.deaths("server", int(server)) > max(restarts, 1)
     elif reason.startswith("no worker is left"):
-        enough = stretch.deaths("worker") >= restarts + workers
+        aside = sum(c.state == "put_aside" for _, c in stretch.changes)
+        enough = stretch.deaths("worker") >= restarts + aside
     elif "died in a row" in reason:
-        enough = stretch.deaths("worker") > workers + 2
+        # Some may have left, but no fewer than one stays.
+        enough = stretch.deaths("worker") > 1 + 2
     elif "no snapshot of" in reason:
         enough = any(f.kind in ("loss", "delay") for f in job.config.simulation.faults)
     else:
@@ -105,8 +118,15 @@ def _explain_failure(job: Job, stretch: Stretch, reason: str) -> None:
 
 
 def last_fault_s(job: Job) -> float:
-    """When the last fault of the plan is over; one without an end counts when it begins."""
-    return max((f.at_s + (f.for_s or 0.0) for f in job.config.simulation.faults), default=0.0)
+    """When the last fault or change of the plan is over; what has no end counts when it begins."""
+    sim = job.config.simulation
+    ends = [f.at_s + (f.for_s or 0.0) for f in sim.faults] + [c.at_s for c in sim.changes]
+    return max(ends, default=0.0)
+
+
+def crew_max(job: Job) -> int:
+    """As many workers as there can be at a time in the simulation."""
+    return job.config.workers + sum(change.add for change in job.config.simulation.changes)
 
 
 def allowance_s(job: Job) -> float:
@@ -124,7 +144,7 @@ def allowance_s(job: Job) -> float:
     policy = job.method.staleness
     times = 1
     if isinstance(policy, CutOff) and policy.again:
-        times = config.workers * len(job.ranges) + job.method.in_flight
+        times = crew_max(job) * len(job.ranges) + job.method.in_flight
     work = batches * times * (slowest * 2 + exchange)
     recovery = failure.lease_s + failure.backoff_max_s + failure.stop_s + 20 * job.resend_s
     return work + 4 * recovery
@@ -136,7 +156,7 @@ def _lasts(fault: Fault) -> bool:
 
 def _transfer_s(job: Job) -> float:
     """Virtual seconds of an exchange of every worker over the narrowest link there is."""
-    bandwidth, workers = job.config.simulation.bandwidth, job.config.workers
+    bandwidth, workers = job.config.simulation.bandwidth, crew_max(job)
     shards = len(job.ranges)
     counts = {"worker": workers, "server": shards}
     limits = [
