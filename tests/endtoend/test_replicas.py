@@ -101,6 +101,39 @@ def test_killed_servers_lose_nothing(tmp_path: Path, method: dict[str, Any]) -> 
     assert report.matches, (report.expected, report.found)
 
 
+def test_workers_that_join_are_known_to_a_backup(tmp_path: Path) -> None:
+    """Backups are filled before they join; what these push is there after the promotion."""
+    run = tmp_path / "run"
+
+    def deed() -> None:
+        ready(run, 0, 1)
+        ready(run, 1, 1)
+        tardygrad.workers(run, add=2)
+        wait_until(lambda: tardygrad.workers(run)[3]["samples"] > 0, "the last one works")
+        for pid in (members(ME, "server")["server-0"], members(ME, "server")["server-1"]):
+            send(pid, signal.SIGKILL)
+        wait_until(lambda: len(states(run, "server", "died")) == 2, "it is told")
+        tardygrad.workers(run, remove=1)
+        wait_until(lambda: tardygrad.workers(run)[3]["state"] == "left", "it has left")
+
+    document = settings(
+        epochs=60, workers=2, replicas=1, checkpoint={"every_s": 1000.0},
+        elastic={"learning_rate": "linear"},
+    )  # fmt: skip
+    with saboteur(deed):
+        result = tardygrad.train(recipe=document, out=run, quiet=True)
+    assert result.outcome == "done", result.reason
+    assert_exact(run, epochs=60, samples=SAMPLES)
+    for records in read_traces(run / "trace"):
+        found = [record.kind for record in records]
+        assert found.count(trace.PROMOTED) == 1 and trace.RESTORED not in found
+        after = records[found.index(trace.PROMOTED) :]
+        assert {2, 3} <= {record.worker for record in after if record.samples}
+        assert {1.5, 2.0} <= {record.scale for record in after if record.samples}
+    report = tardygrad.replay(run)
+    assert report.matches, (report.expected, report.found)
+
+
 def test_a_frozen_server_and_a_frozen_backup_are_replaced(tmp_path: Path) -> None:
     run = tmp_path / "run"
 

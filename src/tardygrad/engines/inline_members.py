@@ -139,7 +139,7 @@ class Members(World):
         member = self.at(source)
         member.slots.pop(effect.seq, None)
         if self.replicas is not None:
-            self.replicas.released(source[1], effect.seq)
+            self.replicas.released(source[1], effect.seq, effect.lost)
         if member.host is not None and member.host.packer is not None:
             member.host.packer.answered(effect.seq, effect.lost)
 

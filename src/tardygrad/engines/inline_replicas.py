@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tardygrad.engines.base import Job, Snapshot, Tensors
@@ -169,14 +170,19 @@ class Replicas:
             _, _, push, payload = min(coming, key=lambda item: item[:2])
             self._tell(log, log.append(self._world.now, push, payload))
 
-    def released(self, worker: int, seq: int) -> None:
-        """A worker's slot is free.
+    def released(self, worker: int, seq: int, lost: Sequence[int]) -> None:
+        """A worker's slot is free; shards in ``lost`` are said not to have taken its push.
+
+        Where messages overtake one another, a late answer may say so of a push that was repeated
+        and taken since. In shared memory an answer to an earlier stamp counts for nothing.
 
         Raises:
             InvariantViolation: a backup has yet to read it.
         """
         for shard, log in enumerate(self._logs):
             number = log.reading.pop((worker, seq), 0)
+            if shard in lost:
+                continue
             late = [n for n, follower in log.followers.items() if follower.cursor < number]
             if late:
                 raise InvariantViolation(
