@@ -30,6 +30,8 @@ WHOSE = {
     "another time has a higher incarnation, and what an earlier one says is not heard.",
     "server": "Kept by the scheduler, for each shard. A server that is *starting* again takes no push below "
     "its floor, which is above every lease that was given out before.",
+    "backup's place": "Kept by the scheduler, `replicas` for each shard. Only a place that is *ready* can give "
+    "the shard a new server without a loss.",
     "worker": "The worker's own machine. *joining*, *reducing* and *holding* exist only where workers "
     "average among themselves.",
 }

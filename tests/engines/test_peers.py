@@ -32,6 +32,7 @@ class _World(World):
     def to_scheduler(self, event: Any) -> None: ...
     def to_worker(self, address: Any, member: Any, event: Any, payload: Any) -> None: ...
     def to_server(self, address: Any, member: Any, event: Any, payload: Any) -> None: ...
+    def to_backup(self, address: Any, member: Any, event: Any) -> None: ...
     def to_store(self) -> None: ...
     def tick(self) -> None: ...
 
@@ -47,7 +48,7 @@ def simulated(directory: Path) -> tuple[Board, Callable[[], None]]:
 
 
 def shared(directory: Path) -> tuple[Board, Callable[[], None]]:
-    make_board(directory, SIZE, WORKERS)
+    make_board(directory, SIZE, WORKERS, WORKERS)
     return SharedBoard(directory, SIZE, WORKERS), lambda: None
 
 
@@ -226,7 +227,7 @@ class _Fatal(SharedBoard):
 def test_a_worker_that_is_killed_at_it_poisons_nobody(
     fatal: str, taken: bool, tmp_path: Path
 ) -> None:
-    make_board(tmp_path, SIZE, WORKERS)
+    make_board(tmp_path, SIZE, WORKERS, WORKERS)
     swarm = Swarm(SharedBoard(tmp_path, SIZE, WORKERS))
     swarm.exchange(0, 8.0)
     child = os.fork()
@@ -254,7 +255,7 @@ def test_a_worker_that_is_killed_at_it_poisons_nobody(
 
 
 def test_a_place_that_another_process_holds_is_passed_over(tmp_path: Path) -> None:
-    make_board(tmp_path, SIZE, WORKERS)
+    make_board(tmp_path, SIZE, WORKERS, WORKERS)
     swarm = Swarm(SharedBoard(tmp_path, SIZE, WORKERS))
     swarm.exchange(0, 8.0)
     here, there = os.pipe(), os.pipe()

@@ -12,10 +12,12 @@ from tardygrad.data.fragments import FragmentPlan
 from tardygrad.protocol import journal
 from tardygrad.protocol.scheduler import Scheduler
 from tardygrad.protocol.scheduler_settings import SchedulerSettings
+from tardygrad.protocol.silence import SilenceLimits
 
 SETTINGS = SchedulerSettings(
     plan=FragmentPlan(samples=14, batch_size=4, fragment_batches=2, seed=0),
-    epochs=1, workers=2, shards=2, lease_s=1.0, start_s=5.0, stop_s=5.0, resend_s=0.5, restarts=1,
+    epochs=1, workers=2, workers_max=4, shards=2, lease_s=1.0, start_s=5.0, stop_s=5.0,
+    silence=SilenceLimits(1.0, 1.0, 1.0), put_aside_after=3, resend_s=0.5, restarts=1,
     backoff_s=0.1, backoff_max_s=1.0, checkpoint_every_s=1.0, uses_clocks=False,
 )  # fmt: skip
 PAYLOADS = st.lists(st.binary(max_size=30), max_size=8)

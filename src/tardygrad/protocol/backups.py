@@ -27,6 +27,7 @@ from tardygrad.protocol.effects import (
 from tardygrad.protocol.membership import ServerEntry
 from tardygrad.protocol.scheduler_settings import SchedulerSettings
 from tardygrad.protocol.silence import Silence
+from tardygrad.protocol.states import BACKUP
 from tardygrad.protocol.watch import Watch
 
 EMPTY = "empty"
@@ -44,7 +45,7 @@ class BackupEntry:
     def __init__(self, number: int, shard: int, incarnation: int) -> None:
         self.number, self.shard = number, shard
         self.incarnation = incarnation
-        self.state = EMPTY
+        self.state = BACKUP.start
         self.deaths = 0
         self.due = 0.0
         self.heard = 0.0
@@ -89,7 +90,7 @@ class Backups:
         for entry in self.entries:
             due = entry.state == EMPTY and entry.due <= now and entry.deaths <= self._restarts
             if due and self._servers[entry.shard].ready:
-                entry.state = STARTING
+                entry.state = BACKUP.after(entry.state, "started")
                 entry.heard = now
                 effects.append(SpawnBackup(entry.number, entry.shard, entry.incarnation))
                 effects.append(entry.changed("started", f"of shard {entry.shard}"))
@@ -106,7 +107,7 @@ class Backups:
         entry.silence.heard(now)
         if entry.state == READY:
             return []
-        entry.state = READY
+        entry.state = BACKUP.after(entry.state, "filled")
         return [entry.changed("ready", f"has all that server {entry.shard} has")]
 
     def _known(self, number: int, incarnation: int) -> BackupEntry | None:
@@ -129,7 +130,7 @@ class Backups:
         return [entry.changed(state, why), killed, *self._empties(entry, now)]
 
     def _empties(self, entry: BackupEntry, now: float) -> list[Effect]:
-        entry.state = EMPTY
+        entry.state = BACKUP.after(entry.state, "empties")
         wait = self._settings.backoff_s * 2.0 ** min(entry.deaths, 30)
         entry.due = now + min(wait, self._settings.backoff_max_s)
         entry.deaths += 1

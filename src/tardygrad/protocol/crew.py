@@ -96,7 +96,7 @@ class Crew:
         delay = None if aside else self.restarts.delay_s(entry)
         if delay is not None:
             return self.spawn(entry, entry.incarnation + 1, delay, now), ""
-        entry.state = mb.PUT_ASIDE
+        entry.turn("put_aside")
         reason = aside or f"all {self._settings.restarts} restarts are used up"
         put_aside = entry.changed("put_aside", f"{reason}; the last death: {death}")
         if self.live:
@@ -151,14 +151,14 @@ class Crew:
             gone = [w for w in self._workers if w.state == mb.PUT_ASIDE]
         if gone:
             entry = gone[0]
+            # Nobody else takes it meanwhile.
+            entry.turn("joins")
             entry.incarnation += 1
         else:
             first = self._settings.generation << 10
             entry = mb.WorkerEntry(len(self._workers), first)
             self._workers.append(entry)
         entry.wanted, entry.deaths, entry.in_vain = True, 0, 0
-        # Nobody else takes it meanwhile.
-        entry.state = mb.STARTING
         return entry
 
     def _dismiss(self, entry: mb.WorkerEntry, now: float) -> list[Effect]:
@@ -175,7 +175,7 @@ class Crew:
 
     def gone(self, entry: mb.WorkerEntry, now: float) -> list[Effect]:
         """A worker has left as it was asked to: others go on with what it held."""
-        entry.state = mb.LEFT
+        entry.turn("leaves")
         return [entry.changed("left", ev.ASKED_TO_LEAVE), *self.hand_back(entry, now)]
 
     def hand_back(self, entry: mb.WorkerEntry, now: float) -> list[Effect]:

@@ -88,11 +88,17 @@ def thaw(settings: SchedulerSettings, state: bytes) -> Scheduler:
     return machine
 
 
+_PLAIN: dict[tuple[str, str], type] = {
+    ("builtins", "range"): range,
+    ("collections", "deque"): deque,
+}
+
+
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         found = super().find_class(module, name) if module.startswith(_OURS) else None
-        if (module, name) == ("builtins", "range"):
-            return range
+        if (module, name) in _PLAIN:
+            return _PLAIN[module, name]
         if not isinstance(found, type) or not found.__module__.startswith(_OURS):
             raise pickle.UnpicklingError(f"{module}.{name} has no place in a state")
         return found

@@ -84,10 +84,12 @@ SLOT = Life(
     (
         ("starting", "ready", "ready", "its process is up, the model built"),
         ("starting ready", "dies", "dead", "its process is gone, or was ended for its silence"),
-        ("starting ready", "leaves", "left", "the run stops and it has nothing in flight"),
-        ("dead", "put_aside", "put_aside", "all restarts are used up"),
+        ("starting ready", "leaves", "left",
+         "it has nothing in flight, and the run stops or it was asked to go"),
+        ("dead", "put_aside", "put_aside", "restarts are used up, or another would fail as well"),
         ("starting ready dead left", "born", "starting",
          "a new process: the first, a replacement, or one for work that came back"),
+        ("dead left put_aside", "joins", "starting", "it is used again, for a worker that joins"),
     ),
 )  # fmt: skip
 """A worker's slot, as the scheduler knows it."""
@@ -97,10 +99,23 @@ SHARD = Life(
     "starting",
     (
         ("starting", "ready", "ready", "its ledger is known"),
-        ("starting ready", "dies", "starting", "a successor starts from the newest snapshot"),
+        ("starting ready", "dies", "starting",
+         "a backup takes its place, or a successor starts from the newest snapshot"),
     ),
 )  # fmt: skip
 """A shard's server, as the scheduler knows it."""
+
+BACKUP = Life(
+    "backup's place",
+    "empty",
+    (
+        ("empty", "started", "starting", "its shard is served: it is filled beside the work"),
+        ("starting", "filled", "ready", "it has all that its server has"),
+        ("starting ready", "empties", "empty",
+         "it is gone, or silent, or has become the server; in a while another is started"),
+    ),
+)  # fmt: skip
+"""A place for a backup of a shard's server, as the scheduler knows it."""
 
 RUN = Life(
     "run",
@@ -140,5 +155,5 @@ WORKER = Life(
 )  # fmt: skip
 """A worker's own machine."""
 
-LIVES = (RUN, FRAGMENT, SLOT, SHARD, WORKER)
+LIVES = (RUN, FRAGMENT, SLOT, SHARD, BACKUP, WORKER)
 """All of them."""

@@ -56,11 +56,8 @@ from tardygrad.testing.small_states import (
 )
 
 _FOREVER = float("inf")
+_NEVER = SilenceLimits(_FOREVER, _FOREVER, _FOREVER)
 _CASCADE_MAX = 100
-
-
-def _one(consumed: int) -> int:
-    return 1
 
 
 class World:
@@ -74,11 +71,10 @@ class World:
         consistency = ASP() if setup.bound is None else SSP(bound=setup.bound)
         scheduler = SchedulerSettings(
             plan=plan, epochs=setup.epochs, workers=setup.workers, workers_max=setup.workers,
-            shards=setup.shards, put_aside_after=setup.faults + setup.workers,
-            lease_s=_FOREVER, silence=SilenceLimits(_FOREVER, _FOREVER, _FOREVER),
-            start_s=_FOREVER, stop_s=_FOREVER, resend_s=0.0,
-            restarts=setup.faults + setup.workers, backoff_s=0.0, backoff_max_s=0.0,
-            checkpoint_every_s=_FOREVER, uses_clocks=consistency.uses_clocks, balance=Fixed(),
+            shards=setup.shards, put_aside_after=setup.faults + setup.workers, lease_s=_FOREVER,
+            silence=_NEVER, start_s=_FOREVER, stop_s=_FOREVER, resend_s=0.0, backoff_s=0.0,
+            backoff_max_s=0.0, restarts=setup.faults + setup.workers, balance=Fixed(),
+            checkpoint_every_s=_FOREVER, uses_clocks=consistency.uses_clocks,
         )  # fmt: skip
         self._save_now = dataclasses.replace(scheduler, checkpoint_every_s=0.0)
         server = ServerSettings(
@@ -86,7 +82,7 @@ class World:
             consistency=consistency, admission=AtOnce(), resend_s=0.0,
         )  # fmt: skip
         worker = WorkerSettings(
-            lineage=1, shards=setup.shards, exchange_period=_one, plan=plan,
+            lineage=1, shards=setup.shards, exchange_period=lambda _: 1, plan=plan,
             in_flight=setup.in_flight, consistency=consistency, resend_s=0.0,
         )  # fmt: skip
         self.schedulers = Nodes(scheduler, plan, look_at_scheduler)
