@@ -30,6 +30,7 @@ OPTIONS = {
         "--set",
         "[RUN-OR-RECIPE]",
     ],
+    "workers": ["--add", "--help", "--remove", "RUN"],
     "replay": ["--help", "--quiet", "RUN"],
     "ledger": ["--help", "--json", "RUN"],
     "export": ["--checkpoint", "--help", "--out", "RUN"],
