@@ -63,7 +63,7 @@ class _ServerProcess:
         self.job, self.link, self.counters, self.shard = job, link, counters, shard
         self.incarnation = incarnation
         self.arena = arena_of(
-            directory, job.layout, job.ranges, job.config.workers, job.method.in_flight,
+            directory, job.layout, job.ranges, job.config.workers, job.method.outstanding,
             push_bytes=job.push_format.nbytes,
         )  # fmt: skip
         self.bell = Bell(directory, f"server-{shard}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,7 @@ from tardygrad.data.fragments import FragmentPlan, Permutations
 from tardygrad.data.sources import ArraySource, Source
 from tardygrad.engines.packing import Packer
 from tardygrad.layout import KeyRange
-from tardygrad.methods.base import Method, Outcome, ServerRule, Step, WorkerRule
+from tardygrad.methods.base import Method, Outcome, ServerRule, Step, StripedRule, WorkerRule
 from tardygrad.models.base import ModelAdapter
 from tardygrad.protocol.effects import Compute
 
@@ -69,6 +70,11 @@ class WorkerHost:
         self.rule.pulled(fresh=fresh)
         if fresh and buffers is not None and self._buffers_size:
             self.adapter.load_buffers(buffers)
+
+    def arrived(self, pieces: Sequence[KeyRange]) -> None:
+        """New parameters of some shards are in the target: take them into the replica."""
+        if pieces:
+            cast(StripedRule, self.rule).arrived([piece.slice for piece in pieces])
 
     def follow(self, mean: torch.Tensor, ranges: Sequence[KeyRange]) -> None:
         """Take the step that the servers of ``ranges`` take with ``mean``, float32 ``[>= P]``."""
@@ -130,7 +136,9 @@ class WorkerHost:
         """Position and samples of each step, and the number of batches that are merged in it."""
         lease, count = effect.lease, effect.stop - effect.first
         at = self._plan.position(lease.epoch, lease.fragment, effect.first)
-        if count == 1 or (size := merged(count, self._method.period_at(at))) == 1:
+        # What lies between two turns is less than an exchange, and nothing in it is merged.
+        whole = count > 1 and self._method.turns is None
+        if not whole or (size := merged(count, self._method.period_at(at))) == 1:
             for position, indices in batches:
                 yield position, indices, 1
             return

@@ -98,7 +98,7 @@ class _WorkerProcess:
         self.machine = job.worker(worker, incarnation)
         settings = self.machine.settings
         self.arena: Arena = arena_of(
-            directory, job.layout, job.ranges, job.config.workers, job.method.in_flight,
+            directory, job.layout, job.ranges, job.config.workers, job.method.outstanding,
             push_bytes=job.push_format.nbytes,
         )  # fmt: skip
         self.bell = Bell(directory, f"worker-{worker}")
@@ -135,7 +135,7 @@ class _WorkerProcess:
         self.began = time.monotonic()
         self.listened = 0.0
         self.ticked = 0.0
-        self.bytes = 4 * job.layout.size
+        self.pull_bytes = [job.pull_bytes(shard) for shard in self.shards]
         self.poller = zmq.Poller()
         self.poller.register(link.socket, zmq.POLLIN)
         self.poller.register(self.bell.fileno(), zmq.POLLIN)
@@ -254,7 +254,9 @@ class _WorkerProcess:
     def _may_read(self) -> bool:
         if self.pull is None:
             return False
-        return all(self.arena.clock(s) >= need for s, need in enumerate(self.pull.needs))
+        needs = self.pull.needs
+        wanted = (self.pull.shards or self.shards) if needs else ()
+        return all(self.arena.clock(s) >= needs[s] for s in wanted)
 
     def _try_pull(self) -> None:
         pull = self.pull
@@ -262,8 +264,9 @@ class _WorkerProcess:
             return
         began = time.monotonic()
         # Read before the parameters: a clock that is too old only makes the worker more patient.
-        clock = min(map(self.arena.clock, self.shards)) if pull.needs else 0
-        reads: list[ev.Read] = []
+        wanted = pull.shards or self.shards
+        clock = min(map(self.arena.clock, wanted)) if pull.needs else 0
+        reads = dict(enumerate(self.reads))
         if self.borrows:
             pinned = self.arena.pin(0, self.worker)
             if pinned is None:
@@ -271,19 +274,22 @@ class _WorkerProcess:
             self._borrow(pinned[0], fresh=pull.fresh)
             self._pulled(pull, (pinned[1],), clock, began)
             return
-        for shard, parts in enumerate(self._parts(fresh=pull.fresh)):
-            read = self.arena.read(shard, parts, self.worker, _READ_PATIENCE_S)
+        parts = self._parts(fresh=pull.fresh)
+        for shard in wanted:
+            read = self.arena.read(shard, parts[shard], self.worker, _READ_PATIENCE_S)
             if read is None:
                 return
-            reads.append(read)
-        self.host.pulled(fresh=pull.fresh, buffers=self.buffers)
-        self._pulled(pull, tuple(reads), clock, began)
+            reads[shard] = read
+        if not pull.shards:
+            self.host.pulled(fresh=pull.fresh, buffers=self.buffers)
+        self._pulled(pull, tuple(reads[s] for s in self.shards), clock, began)
 
     def _pulled(self, pull: ef.Pull, reads: tuple[ev.Read, ...], clock: int, began: float) -> None:
         self.pull, self.pulled_seq = None, pull.seq
         self.reads = reads
         self.counters.communicating_s += time.monotonic() - began
-        self.counters.pulled_bytes += self.bytes
+        wanted = pull.shards or self.shards
+        self.counters.pulled_bytes += sum(self.pull_bytes[shard] for shard in wanted)
         self.events.append(ev.Pulled(pull.seq, reads, clock))
 
     def _borrow(self, copy: int, *, fresh: bool) -> None:
@@ -304,14 +310,16 @@ class _WorkerProcess:
         return self.parts[fresh]
 
     def _compute(self, effect: ef.Compute) -> None:
-        index = self.free.pop()
-        self.used[effect.seq] = index
-        slot = self.slots[index]
+        self.pull = None
+        if effect.seq not in self.used:
+            self.used[effect.seq] = self.free.pop()
+        slot = self.slots[self.used[effect.seq]]
         slot.seq, slot.waiting, slot.packed = effect.seq, [], False
         for other in self.slots:
             other.published_at = 0.0
         began = time.monotonic()
         stops = None if self.stop_at is None else lambda: bool(self._too_stale())
+        self.host.arrived([self.job.ranges[shard] for shard in effect.arrived])
         outcome = self.host.compute(effect, slot.update, stops)
         now = time.monotonic()
         self.counters.elapsed_s = now - self.began
@@ -366,7 +374,7 @@ class _WorkerProcess:
         index = self.used[effect.push.seq]
         slot = self.slots[index]
         if self.packer is not None and not slot.packed:
-            self.packer.pack(effect.push.seq, slot.update, slot.push)
+            self.packer.pack(effect.push.seq, slot.update, slot.push, effect.shards)
             slot.packed = True
         slot.stamp = self.next_stamp
         self.next_stamp += 1

@@ -30,12 +30,12 @@ import torch
 from pydantic import Field, model_validator
 
 from tardygrad.methods.base import NOBODY, Origin
-from tardygrad.methods.rules.local import LocalMethod
 from tardygrad.methods.rules.optimizers import OptimizerConfig, adamw, sgd
 from tardygrad.methods.rules.settings import GRADIENT
+from tardygrad.methods.rules.stripes import StripedMethod
 
 
-class AsyncDiLoCo(LocalMethod):
+class AsyncDiLoCo(StripedMethod):
     """Settings of asynchronous DiLoCo; see the module's text for the formula."""
 
     carries: ClassVar[tuple[str, ...]] = GRADIENT

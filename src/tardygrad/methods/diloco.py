@@ -30,12 +30,12 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from tardygrad.admission import Admission, Quorum
-from tardygrad.methods.rules.local import LocalMethod
 from tardygrad.methods.rules.optimizers import OptimizerConfig, adamw, sgd
 from tardygrad.methods.rules.settings import GRADIENT
+from tardygrad.methods.rules.stripes import StripedMethod
 
 
-class DiLoCo(LocalMethod):
+class DiLoCo(StripedMethod):
     """Settings of DiLoCo; see the module's text for the formula."""
 
     carries: ClassVar[tuple[str, ...]] = GRADIENT

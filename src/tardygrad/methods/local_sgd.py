@@ -30,10 +30,10 @@ from typing import Literal
 from pydantic import Field
 
 from tardygrad.admission import Admission, Quorum
-from tardygrad.methods.rules.local import LocalMethod
+from tardygrad.methods.rules.stripes import StripedMethod
 
 
-class LocalSGD(LocalMethod):
+class LocalSGD(StripedMethod):
     """Settings of local SGD; see the module's text for the formula."""
 
     name: Literal["local_sgd"] = "local_sgd"

@@ -108,6 +108,7 @@ class Step:
 
     Attributes:
         record: the first record found of it.
+        shard: whose record that is.
         chain: the stretch of worker state that it belongs to; the same for all where workers keep
             none.
         previous: the chain's step before it, where workers keep a state.
@@ -115,10 +116,11 @@ class Step:
         uses: how many shards must apply it.
     """
 
-    __slots__ = ("chain", "needed", "previous", "reads", "record", "uses")
+    __slots__ = ("chain", "needed", "previous", "reads", "record", "shard", "uses")
 
-    def __init__(self, record: Record, chain: Chain) -> None:
+    def __init__(self, record: Record, shard: int, chain: Chain) -> None:
         self.record = record
+        self.shard = shard
         self.chain = chain
         self.previous: Step | None = None
         self.reads: tuple[State, ...] = ()
@@ -183,7 +185,7 @@ class History:
             key = (record.session, record.seq)
             step = self._steps.get(key)
             if step is None:
-                self._steps[key] = Step(record, self._chain(record))
+                self._steps[key] = Step(record, shard, self._chain(record))
             elif push_of(step.record) != push_of(record):
                 impossible(shard, record, f"elsewhere that step is {_describe(step.record)}")
 
