@@ -46,7 +46,7 @@ class Compute(NamedTuple):
 
     Before the first batch what was pulled of the shards in ``arrived`` is taken into the replica.
     Where shards are exchanged in turns there may be several of one ``seq``, and without batches.
-    Whatever is still being pulled is of no use any more. Answered by ``Computed``.
+    What was being pulled when it came is of no use any more. Answered by ``Computed``.
     """
 
     seq: int

@@ -4,7 +4,8 @@ Theory of operation. A lease is trained in *segments*; a segment's end is one st
 turn pushes is all that the stripe came since its own last push: every stripe has a position of its
 own in the lease. A stripe that was pushed is *away* until it was pulled again, ``delay`` batches
 later; meanwhile the worker trains on. Before it pulls, every push must be answered, and each shard
-must have committed, as in ``protocol.worker``; and it pulls all that is away at once.
+must have committed, as in ``protocol.worker``; and it pulls all that is away at once, as soon as it
+can: parameters may travel while it trains.
 
 A *step* is what one push asks for: batches, perhaps a pull on the way, then the push, all under one
 ``seq``. No push reaches across the end of a lease, nor across one of its cuts: there all stripes
@@ -50,6 +51,9 @@ class StripedWorker(Worker):
         # Of the step at hand: its number is taken; its slot is; where its computation goes.
         self._begun = self._has_slot = False
         self._train_to = 0
+        # What is away is being pulled; what that read, if it came while the worker still trained.
+        self._pulling = False
+        self._back: tuple[ev.Read, ...] | None = None
 
     # --- steps --------------------------------------------------------------------------------
 
@@ -108,13 +112,14 @@ class StripedWorker(Worker):
         assert lease is not None
         self.phase, self._phase_since = COMPUTING, now
         self._computing, self._train_to, self._has_slot = lease, stop, True
+        self._pulling, self._back = False, None
         return [Compute(self._seq, lease, self._position, stop, arrived)]
 
     def _trained(self, lease: ev.Lease, samples: int, now: float) -> list[Effect]:
         self._position = self._train_to
         if not self._due:
             if self._away and self._position < self._range_stop and not self.stopping:
-                return self._await(now)
+                return self._await(now) if self._back is None else self._take_in(self._back, now)
             self._due = self._unpushed()
             at_end = self._position == lease.stop or self._position in lease.cuts
             if not (at_end or self.stopping):
@@ -156,14 +161,26 @@ class StripedWorker(Worker):
     # --- pulls --------------------------------------------------------------------------------
 
     def _await(self, now: float) -> list[Effect]:
+        if self._pulling:
+            self.phase, self._phase_since = PULLING, now
+            return []
         self.phase = HOLDING
         return self._let_go(now)
 
     def _let_go(self, now: float) -> list[Effect]:
         if self.outstanding:
             return []
-        self.phase, self._phase_since = PULLING, now
+        self.phase, self._phase_since, self._pulling = PULLING, now, True
         return [self._pull_effect()]
+
+    def _acked(self, event: ev.Acked, now: float) -> list[Effect]:
+        effects = super()._acked(event, now)
+        trains_on = self.phase == COMPUTING and self._computing is self.lease
+        on_the_way = trains_on and self._train_to < self._range_stop and not self.stopping
+        if on_the_way and self._away and not (self.outstanding or self._due or self._pulling):
+            self._pulling = True
+            effects.append(self._pull_effect())
+        return effects
 
     def _pull_effect(self) -> Pull:
         shards = () if self._fresh else self._shards_away()
@@ -173,13 +190,20 @@ class StripedWorker(Worker):
         return tuple(s for s in self.settings.shards if self._turns.stripe(s) in self._away)
 
     def _pulled(self, event: ev.Pulled, now: float) -> list[Effect]:
-        if self.phase != PULLING or event.seq != self._seq:
+        if event.seq != self._seq:
             return []
-        before, self._reads = self._reads, event.reads
+        if self.phase == COMPUTING and self._pulling:
+            self._back = event.reads
+        if self.phase != PULLING:
+            return []
         if self._fresh:
-            self._fresh = False
+            self._fresh, self._reads = False, event.reads
             return self._segment(now)
-        arrived = tuple(s for s in self._shards_away() if event.reads[s] != before[s])
+        return self._take_in(event.reads, now)
+
+    def _take_in(self, reads: tuple[ev.Read, ...], now: float) -> list[Effect]:
+        before, self._reads = self._reads, reads
+        arrived = tuple(s for s in self._shards_away() if reads[s] != before[s])
         self._away.clear()
         return self._compute_to(self._range_stop, arrived, now)
 
@@ -190,7 +214,8 @@ class StripedWorker(Worker):
         if self.phase in (HOLDING, PULLING):
             self.phase = PULLING
             effects = self._drop_step()
-        self._begun = self._has_slot = False
+        self._begun = self._has_slot = self._pulling = False
+        self._back = None
         self._due.clear()
         return effects + super()._give_up(session)
 
