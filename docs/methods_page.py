@@ -43,7 +43,7 @@ worker does between two exchanges can follow its speed, and change over the run:
 | [`easgd`](#easgd) | elastic differences | at once | long periods, exploration |
 | [`incremental_sgd`](#incremental_sgd) | deltas | once an epoch | data handed out as tasks |
 
-Not there yet: gossip, streaming fragments of parameters.
+Not there yet: gossip.
 """
 
 

@@ -29,7 +29,6 @@ _ARGUMENTS = ("lr", "momentum", "nesterov", "dampening", "betas", "eps", "amsgra
 _OF_THE_METHOD = (
     *("optimizer", "schedule", "staleness", "consistency", "exchange_period", "in_flight", "codec"),
     *("mixing", "weight_decay", "clip_norm", "clip_value", "balance", "exchange_schedule"),
-    *("stripes", "delay"),
 )
 FAMILIAR = {
     **{name: f"method.optimizer.arguments.{name}" for name in _ARGUMENTS},

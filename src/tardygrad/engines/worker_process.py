@@ -380,7 +380,7 @@ class _WorkerProcess:
         self.next_stamp += 1
         slot.waiting = sorted({*slot.waiting, *effect.shards}) if slot.waiting else [*effect.shards]
         slot.published_at = began
-        self.arena.publish(index, slot.stamp, effect.push)
+        self.arena.publish(index, slot.stamp, effect.push, effect.shards[0])
         for shard in effect.shards:
             if self.arena.sleeps(shard):
                 self.ringer.ring(self.names[shard])

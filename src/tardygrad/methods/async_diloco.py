@@ -12,6 +12,8 @@ momentum is renewed with every N-th arrival only, N = ``momentum_every``::
 With N = 1 it is the outer step of ``diloco``. Take about as many as there are workers. The
 staleness policy scales delta.
 
+``stripes``, ``delay`` and ``mixing`` are those of ``diloco``: 1 / P of the model at a time.
+
 When to use it: islands of uneven speed with slow links between them. When not: equal workers, where
 ``diloco`` takes the same time and wants no tuning of N.
 

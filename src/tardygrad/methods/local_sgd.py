@@ -14,6 +14,8 @@ every batch before that point, and after H from there on; put it where the rate 
 than one switch, or an H that grows as the rate falls, is an ``exchange_schedule``; uneven workers
 end their rounds together with ``balance: {name: steps}``.
 
+With ``stripes``, ``delay`` and ``mixing`` the shards are averaged in turns, as with ``diloco``.
+
 When to use it: slow networks, since it sends 1/H of the bytes. When not: H so long that the workers
 drift apart; the number of samples to a given accuracy grows with H.
 
