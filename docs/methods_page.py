@@ -43,8 +43,6 @@ worker does between two exchanges can follow its speed, and change over the run:
 | [`easgd`](#easgd) | elastic differences | at once | long periods, exploration |
 | [`gossip`](#gossip) | steps, which count 1 / n; replicas are averaged in pairs | at once | uneven workers, good links among them |
 | [`incremental_sgd`](#incremental_sgd) | deltas | once an epoch | data handed out as tasks |
-
-Not there yet: streaming fragments of parameters.
 """
 
 

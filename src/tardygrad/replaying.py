@@ -28,7 +28,7 @@ from tardygrad.engines import sums
 from tardygrad.engines.base import Job, Tensors
 from tardygrad.engines.gloo import Rehearsal
 from tardygrad.engines.packing import Packer
-from tardygrad.engines.peers import halve, take_up
+from tardygrad.engines.peers import PastMeetings
 from tardygrad.engines.shard_host import NoTrace, ShardHost, digest
 from tardygrad.engines.worker_host import WorkerHost
 from tardygrad.errors import LedgerError, RunDirectoryError
@@ -43,11 +43,15 @@ from tardygrad.protocol.residuals import Chains, Life, Residual, Returned
 from tardygrad.protocol.trace import Record
 from tardygrad.storage.run_directory import RunDirectory
 from tardygrad.storage.traces import cuts, read_meetings, read_residuals, read_traces
+from tardygrad.turns import Turns
 
 __all__ = ["ReplayReport", "check_repeatable", "replay", "replay_traces"]
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with the steps computed so far and the steps to compute in all."""
+
+Part: TypeAlias = tuple[torch.Tensor, torch.Tensor | None]
+"""A shard's parameters, and the averaged buffers if it is shard 0."""
 
 _REPORT_EVERY_S = 0.05
 
@@ -171,7 +175,7 @@ class _Memory:
 
     def __init__(self, history: History) -> None:
         self._readers, self._heirs = history.readers, history.heirs
-        self._copies: dict[State, tuple[torch.Tensor, torch.Tensor | None]] = {}
+        self._copies: dict[State, Part] = {}
         self._snapshots: dict[State, Tensors] = {}
 
     def reached(self, state: State, host: ShardHost, buffers: torch.Tensor | None) -> None:
@@ -186,7 +190,7 @@ class _Memory:
         """Whether the state can be read."""
         return state in self._copies
 
-    def read(self, state: State) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def read(self, state: State) -> Part:
         """The shard's parameters, and the averaged buffers if it is shard 0; a reader less."""
         self._readers[state] -= 1
         return self._copies[state] if self._readers[state] else self._copies.pop(state)
@@ -308,13 +312,11 @@ class _Execution:
         self._chains = Chains(residuals) if job.method.codec.remembers else None
         met = meetings if job.method.uses_peers else None
         self._history = History(traces, stateful=stateful, chains=self._chains, meetings=met)
-        self._meets = job.method.uses_peers
+        self._meetings = PastMeetings() if job.method.uses_peers else None
         self._total = self._history.needed
         self._memory = _Memory(self._history)
         self._computed: set[Step] = set()
         self._updates: dict[Step, torch.Tensor] = {}
-        self._offers: dict[Step, torch.Tensor] = {}
-        self._differences: dict[Step, torch.Tensor] = {}
         self._hosts: dict[Life, WorkerHost] = {}
         self._returned: dict[Life, deque[Returned]] = {}
         self._idle: list[WorkerHost] = []
@@ -384,13 +386,20 @@ class _Execution:
             host.packer = self._new_packer(step.chain)
         before = step.previous
         fresh = before is None or before.record.session != step.record.session
-        buffers = self._pull(host, step, fresh=fresh) if step.reads else None
-        host.pulled(fresh=fresh, buffers=buffers)
-        if self._meets:
-            self._meet(step, host.replica)
+        parts = [self._memory.read(state) for state in step.reads]
         # Zeros, because a model that computes nothing writes nothing.
         update = torch.zeros(self._job.layout.size)
-        host.compute(_compute_effect(step.record), update)
+        turns = self._job.method.turns
+        if turns is None or fresh:
+            if parts:
+                self._pull(host, parts, range(len(parts)), fresh=fresh)
+            host.pulled(fresh=fresh, buffers=parts[0][1] if parts else None)
+            if self._meetings is not None:
+                self._meetings.before(step, host.replica)
+            host.compute(_compute_effect(step.record), update)
+        else:
+            assert before is not None
+            self._in_turn(host, turns, before.record, step.record, parts, update)
         host.adapter.release()
         if host.packer is not None:
             self._pack(host.packer, step, update)
@@ -403,28 +412,28 @@ class _Execution:
         self.done += 1
         self._report()
 
-    def _pull(self, host: WorkerHost, step: Step, *, fresh: bool) -> torch.Tensor | None:
-        """Put what was read where the host wants it; returns the averaged buffers."""
+    def _pull(
+        self, host: WorkerHost, parts: list[Part], shards: Iterable[int], *, fresh: bool
+    ) -> None:
         target = host.pull_target(fresh=fresh)
-        parts = [self._memory.read(state) for state in step.reads]
-        for key_range, (parameters, _) in zip(self._job.ranges, parts, strict=True):
-            target[key_range.slice] = parameters
-        return parts[0][1]
+        for shard in shards:
+            target[self._job.ranges[shard].slice] = parts[shard][0]
 
-    def _meet(self, step: Step, replica: torch.Tensor) -> None:
-        """What the worker did before the step (``engines.peers``)."""
-        if step.back is not None:
-            step.back.gainers -= 1
-            take_up(replica, _kept(self._differences, step.back, step.back.gainers))
-        if step.took is not None:
-            step.took.takers -= 1
-            offered = _kept(self._offers, step.took, step.took.takers)
-            difference = torch.empty_like(replica)
-            halve(replica, offered, difference)
-            if step.gainers:
-                self._differences[step] = difference
-        if step.takers:
-            self._offers[step] = replica.clone()
+    def _in_turn(
+        self, host: WorkerHost, turns: Turns, before: Record, record: Record,
+        parts: list[Part], update: torch.Tensor,
+    ) -> None:  # fmt: skip
+        """Train from where the step before ended, taking in on the way what has come back."""
+        first = before.stop if record.fence == before.fence else record.first
+        pairs = zip(record.reads, before.reads, strict=True)
+        arrived = [shard for shard, (now, then) in enumerate(pairs) if now != then]
+        if arrived:
+            until = turns.returns_at(first, record.stop)
+            host.compute(_compute_effect(record._replace(first=first, stop=until)), update)
+            self._pull(host, parts, arrived, fresh=False)
+            host.arrived([self._job.ranges[shard] for shard in arrived])
+            first = until
+        host.compute(_compute_effect(record._replace(first=first)), update)
 
     def _new_host(self) -> WorkerHost:
         job = self._job
@@ -443,11 +452,14 @@ class _Execution:
         while returned and returned[0].at <= seq:
             entry = returned.popleft()
             packer.answered(entry.seq, entry.shards)
+        turns, shards = self._job.method.turns, None
+        if turns is not None:
+            shards = turns.shards(turns.stripe(step.shard), of=len(self._job.ranges))
         push = torch.empty(self._job.push_format.nbytes, dtype=torch.uint8)
-        packer.pack(seq, update, push)
+        packer.pack(seq, update, push, shards)
         if all(entry.seq != seq for entry in returned):
             packer.answered(seq, ())
-        packer.unpack(push, update)
+        packer.unpack(push, update, shards)
 
     def _report(self, *, last: bool = False) -> None:
         if self._progress is None:
@@ -456,11 +468,6 @@ class _Execution:
         if last or now - self._reported >= _REPORT_EVERY_S:
             self._reported = now
             self._progress(self.done, self._total)
-
-
-def _kept(kept: dict[Step, torch.Tensor], step: Step, left: int) -> torch.Tensor:
-    """What is kept of a step; no longer once nobody is ``left`` who needs it."""
-    return kept[step] if left else kept.pop(step)
 
 
 def _compute_effect(record: Record) -> Compute:

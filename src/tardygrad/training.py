@@ -34,7 +34,6 @@ from tardygrad.engines.child import explain, pickled
 from tardygrad.engines.stores import DirectoryStore, store_of
 from tardygrad.errors import ModelError, RunDirectoryError, TardygradError, UsageError
 from tardygrad.exporting import keep_fixed_state
-from tardygrad.layout import partition
 from tardygrad.methods import parse, switch
 from tardygrad.metrics.console import View, choose
 from tardygrad.metrics.recorder import Recorder
@@ -243,7 +242,7 @@ def _job(
         method=method,
         plan=plan,
         layout=adapter.layout,
-        ranges=partition(adapter.layout, config.servers, method.locality),
+        ranges=method.ranges(adapter.layout, config.servers),
         initial=initial,
         train=train,
         test=test,

@@ -21,13 +21,24 @@ METHODS: list[dict[str, Any]] = [
     {"name": "sync_sgd", "admission": {"name": "quorum", "count": 2, "grace_s": 0.005}},
     {"name": "rennala", "staleness": {"name": "cut_off", "below": 1, "again": True}},
     {"name": "diloco", "exchange_period": 4, "optimizer": {"arguments": {"lr": 0.1}}},
+    {
+        "name": "diloco",
+        "exchange_period": 4,
+        "stripes": 2,
+        "delay": 1,
+        "mixing": 0.5,
+        "codec": {"name": "top_k"},
+        "optimizer": {"arguments": {"lr": 0.1}},
+    },
     {"name": "incremental_sgd"},
     {"name": "all_reduce"},
     {"name": "gossip", "exchange_period": 2, "momentum": 0.9},
 ]
 
 
-@pytest.mark.parametrize("method", METHODS, ids=lambda m: m["name"])
+@pytest.mark.parametrize(
+    "method", METHODS, ids=lambda m: f"{m['name']} in turns" if "stripes" in m else m["name"]
+)
 def test_members_and_a_server_die_and_the_run_is_repeated(
     method: dict[str, Any], tmp_path: Path
 ) -> None:

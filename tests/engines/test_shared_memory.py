@@ -218,7 +218,7 @@ def test_a_push_and_its_answers(tmp_path: Path) -> None:
     mine.update(0, 1).fill_(1.5)
     mine.publish(1, 12, push(4))
     assert (theirs.stamp(0, 1), theirs.stamp(0, 0), theirs.stamp(1, 1)) == (12, 0, 0)
-    assert theirs.descriptor(0, 1, 12) == push(4)
+    assert theirs.descriptor(0, 1, 12) == (push(4), 0)
     assert torch.equal(theirs.update(0, 1), torch.full((64,), 1.5))
     answer = Answer(12, ev.REFUSED, 6, "überholt " * 40)
     theirs.answer(0, 1, 1, answer)
@@ -232,9 +232,9 @@ def test_a_descriptor_that_is_being_rewritten_is_not_read(tmp_path: Path) -> Non
     a = arena(tmp_path)
     a.publish(0, 5, push(1))
     assert a.descriptor(0, 0, 6) is None
-    a.publish(0, 6, push(2))
+    a.publish(0, 6, push(2), 3)
     assert a.descriptor(0, 0, 5) is None
-    assert a.descriptor(0, 0, 6) == push(2)
+    assert a.descriptor(0, 0, 6) == (push(2), 3)
 
 
 @pytest.mark.parametrize("outcome", [ev.APPLIED, ev.DUPLICATE, ev.DROPPED, ev.AGAIN, ev.GAP])

@@ -34,6 +34,12 @@ def test_asynchronous_sgd_conforms_however_it_is_set(settings: dict[str, Any]) -
     check_method("async_sgd", **settings)
 
 
+@pytest.mark.parametrize("name", ["diloco", "local_sgd", "async_diloco"])
+@pytest.mark.parametrize("delay", [0, 1])
+def test_exchanges_in_turns_conform(name: str, delay: int) -> None:
+    check_method(name, stripes=2, delay=delay, mixing=0.5, exchange_period=4)
+
+
 # --- the battery can fail -----------------------------------------------------------------------
 
 

@@ -13,7 +13,8 @@ from tardygrad.errors import InvariantViolation
 from tardygrad.protocol import effects as ef
 from tardygrad.protocol import events as ev
 from tardygrad.protocol.clocks import NOBODY
-from tardygrad.protocol.worker import COMPUTING, GONE, IDLE, PULLING, Worker, WorkerSettings
+from tardygrad.protocol.worker import COMPUTING, GONE, IDLE, PULLING, Worker
+from tardygrad.protocol.worker_settings import WorkerSettings
 
 RESEND_S = 1.0
 PLAN = FragmentPlan(samples=40_000, batch_size=4, fragment_batches=100, seed=0)

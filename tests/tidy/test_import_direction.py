@@ -21,7 +21,7 @@ LAYERS = (
     ("documents", "families", "sections"),
     ("simulation_settings",),
     ("config",),
-    ("layout", "admission", "balancing", "consistency", "staleness", "data"),
+    ("layout", "admission", "balancing", "consistency", "staleness", "turns", "data"),
     ("codecs",),
     ("methods",),
     ("protocol",),

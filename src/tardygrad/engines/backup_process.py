@@ -64,7 +64,7 @@ class _Backup:
         self.place = number % job.config.replicas
         self.log = ServerLog(directory, shard, job.config.replicas)
         self.arena = arena_of(
-            directory, job.layout, job.ranges, job.config.workers, job.method.in_flight,
+            directory, job.layout, job.ranges, job.config.workers, job.method.outstanding,
             workers_max=job.config.workers_max, push_bytes=job.push_format.nbytes,
         )  # fmt: skip
         self.views = SlotViews(self.arena, job.push_format, shard)

@@ -34,8 +34,10 @@ from tardygrad.protocol.scheduler import Scheduler
 from tardygrad.protocol.scheduler_settings import SchedulerSettings
 from tardygrad.protocol.server import ServerSettings
 from tardygrad.protocol.silence import SilenceLimits
+from tardygrad.protocol.striped import StripedWorker
 from tardygrad.protocol.trace import Record
-from tardygrad.protocol.worker import Worker, WorkerSettings
+from tardygrad.protocol.worker import Worker
+from tardygrad.protocol.worker_settings import WorkerSettings
 
 _log = logging.getLogger(__name__)
 
@@ -294,13 +296,15 @@ class Job:
             shards=len(self.ranges),
             exchange_period=self.method.period_at,
             plan=self.plan,
-            in_flight=self.method.in_flight,
+            in_flight=self.method.outstanding,
             consistency=self.method.consistency,
             awaits_commit=self.method.admission.waits,
             follows=self.method.follows,
+            turns=self.method.turns,
             resend_s=self.resend_s,
         )
-        return Worker(worker, settings, incarnation=incarnation)
+        make = Worker if settings.turns is None else StripedWorker
+        return make(worker, settings, incarnation=incarnation)
 
 
 class Observer(Protocol):

@@ -26,7 +26,7 @@ def main(incarnation: int) -> int:
 
 def _measure(link: Link, job: Job, directory: Path) -> None:
     arena = arena_of(
-        directory, job.layout, job.ranges, job.config.workers, job.method.in_flight,
+        directory, job.layout, job.ranges, job.config.workers, job.method.outstanding,
         workers_max=job.config.workers_max, push_bytes=job.push_format.nbytes,
     )  # fmt: skip
     adapter = job.build_adapter()

@@ -52,7 +52,6 @@ class Members(World):
         self.server_addresses = [("server", shard) for shard in range(self.shards)]
         self.push_bytes = [job.push_bytes(shard) for shard in range(self.shards)]
         self.pull_bytes = [job.pull_bytes(shard) for shard in range(self.shards)]
-        self.whole_pull_bytes = sum(self.pull_bytes)
         self.pulls_wait = job.method.workers_wait
         self.adapter = job.build_adapter()
         self.samples_in = functools.cache(job.plan.samples_in)
@@ -116,13 +115,13 @@ class Members(World):
 
     def _publish(self, effect: ef.Publish, source: ev.Address) -> None:
         member = self.at(source)
-        payload = self._packed(member, effect.push.seq)
+        payload = self._packed(member, effect.push.seq, effect.shards)
         member.counters.pushed(self.form, effect.shards)
         for shard in effect.shards:
             count = self.push_bytes[shard]
             self.carry(source, self.server_addresses[shard], effect.push, payload, count)
 
-    def _packed(self, member: Member, seq: int) -> torch.Tensor | None:
+    def _packed(self, member: Member, seq: int, shards: tuple[int, ...]) -> torch.Tensor | None:
         """The bytes of a push, packed when it is first published."""
         update = member.slots.get(seq)
         if update is None or update.dtype == torch.uint8:
@@ -131,7 +130,7 @@ class Members(World):
         push = update.view(torch.uint8)
         if packer is not None:
             push = torch.empty(self.form.nbytes, dtype=torch.uint8)
-            packer.pack(seq, update, push)
+            packer.pack(seq, update, push, shards)
         member.slots[seq] = push
         return push
 
@@ -197,8 +196,9 @@ class Members(World):
             self.settle(member)
             member.pull, member.parts, member.held = effect, {}, {}
         needs = effect.needs or (NO_NEED,) * self.shards
-        for server, need in zip(self.server_addresses, needs, strict=True):
-            self.send(source, server, ev.PullAsked(source[1], effect.seq, need))
+        for shard in effect.shards or range(self.shards):
+            asked = ev.PullAsked(source[1], effect.seq, needs[shard])
+            self.send(source, self.server_addresses[shard], asked)
 
     def _assemble(
         self, member: Member, event: ev.ShardPulled, payload: torch.Tensor | None
@@ -208,36 +208,41 @@ class Members(World):
             return None
         self.events += 1
         member.parts[event.shard] = (event, payload)
-        if len(member.parts) < self.shards:
+        wanted = pull.shards or range(self.shards)
+        if len(member.parts) < len(wanted):
             return None
         self.settle(member)
         member.pull = None
-        parts = [member.parts[s] for s in range(self.shards)]
+        parts = {s: member.parts[s] for s in wanted}
         if self.board is not None and not pull.fresh:
             if member.host is not None:
                 member.host.pulled(fresh=False, buffers=None)
         else:
             if member.host is not None:
-                self._take_parameters(member.host, pull.fresh, [p for _, p in parts])
-            member.counters.pulled_bytes += self.whole_pull_bytes
-        member.reads = tuple(part.read for part, _ in parts)
-        return ev.Pulled(pull.seq, member.reads, min(part.clock for part, _ in parts))
+                self._take_parameters(member.host, pull, {s: p for s, (_, p) in parts.items()})
+            member.counters.pulled_bytes += sum(self.pull_bytes[s] for s in wanted)
+        reads = dict(enumerate(member.reads)) | {s: part.read for s, (part, _) in parts.items()}
+        member.reads = tuple(reads[s] for s in range(self.shards))
+        return ev.Pulled(pull.seq, member.reads, min(part.clock for part, _ in parts.values()))
 
     def _take_parameters(
-        self, host: WorkerHost, fresh: bool, tensors: list[torch.Tensor | None]
+        self, host: WorkerHost, pull: ef.Pull, tensors: dict[int, torch.Tensor | None]
     ) -> None:
-        target = host.pull_target(fresh=fresh)
+        target = host.pull_target(fresh=pull.fresh)
         buffers = None
-        for key_range, tensor in zip(self.job.ranges, tensors, strict=True):
+        for shard, tensor in tensors.items():
             assert tensor is not None
+            key_range = self.job.ranges[shard]
             target[key_range.slice] = tensor[: key_range.size]
-            if buffers is None:
+            if shard == 0:
                 buffers = tensor[key_range.size :]
-        host.pulled(fresh=fresh, buffers=buffers)
+        if not pull.shards:
+            host.pulled(fresh=pull.fresh, buffers=buffers)
 
     def _compute(self, effect: ef.Compute, source: ev.Address) -> None:
         member = self.at(source)
         self.settle(member)
+        member.pull = None
         worker = source[1]
         batches = effect.stop - effect.first
         seconds = self._steps_s(worker, batches * self.steps_per_batch)
@@ -250,6 +255,7 @@ class Members(World):
             member.counters.communicating_s += before_s
         if member.host is not None:
             update = torch.empty(self.job.layout.size)
+            member.host.arrived([self.job.ranges[shard] for shard in effect.arrived])
             loss = member.host.compute(effect, update).loss
             member.host.adapter.release()
         member.slots[effect.seq] = update

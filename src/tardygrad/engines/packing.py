@@ -19,7 +19,7 @@ Memory: the residual, and for each push in flight what would go back, each as la
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -55,13 +55,20 @@ class Packer:
         """What pushes have left out so far, float32 ``[parameters_size]``; None if it is lost."""
         return self._residual
 
-    def pack(self, seq: int, update: torch.Tensor, out: torch.Tensor) -> None:
+    def pack(
+        self,
+        seq: int,
+        update: torch.Tensor,
+        out: torch.Tensor,
+        shards: Sequence[int] | None = None,
+    ) -> None:
         """Encode an update.
 
         Args:
             seq: the push's number.
             update: float32 ``[layout.size]``: the update, then the buffers.
             out: uint8 ``[form.nbytes]``, beginning at a multiple of 64 bytes.
+            shards: those that it is for, if not all; the others' residual stays.
         """
         self._settle(seq)
         self._newest = seq
@@ -69,13 +76,14 @@ class Packer:
         form.buffers(out).copy_(update[size:])
         residual = self._residual
         if residual is None:
-            for shard, (coder, owned) in enumerate(zip(self._coders, form.owned, strict=True)):
-                coder.encode(update[owned], form.part(out, shard))
+            for shard in self._all(shards):
+                self._coders[shard].encode(update[form.owned[shard]], form.part(out, shard))
             return
         before = residual.clone()
-        residual.add_(update[:size])
-        for shard, (coder, owned) in enumerate(zip(self._coders, form.owned, strict=True)):
+        for shard in self._all(shards):
+            coder, owned = self._coders[shard], form.owned[shard]
             part, mine = form.part(out, shard), residual[owned]
+            mine.add_(update[owned])
             coder.encode(mine, part)
             mine.sub_(coder.decode(part))
         residual.nan_to_num_(0.0, 0.0, 0.0)
@@ -101,12 +109,20 @@ class Packer:
                 owned = self._form.owned[shard]
                 self._residual[owned].add_(undo[owned])
 
-    def unpack(self, push: torch.Tensor, out: torch.Tensor) -> None:
-        """Decode a whole push (uint8 ``[form.nbytes]``) into ``out``, float32 ``[layout.size]``."""
+    def unpack(
+        self, push: torch.Tensor, out: torch.Tensor, shards: Sequence[int] | None = None
+    ) -> None:
+        """Decode a push (uint8 ``[form.nbytes]``) into ``out``, float32 ``[layout.size]``.
+
+        With ``shards``, what it has for these alone.
+        """
         form = self._form
-        for shard, (coder, owned) in enumerate(zip(self._coders, form.owned, strict=True)):
-            out[owned] = coder.decode(form.part(push, shard))
+        for shard in self._all(shards):
+            out[form.owned[shard]] = self._coders[shard].decode(form.part(push, shard))
         out[form.parameters_size :] = form.buffers(push)
+
+    def _all(self, shards: Sequence[int] | None) -> Sequence[int]:
+        return range(len(self._coders)) if shards is None else shards
 
     def leave(self) -> dict[str, torch.Tensor]:
         """Copies of the residual and of what the coders remember, every push being answered."""

@@ -20,6 +20,7 @@ import torch
 
 from tardygrad.protocol.effects import Compute
 from tardygrad.protocol.events import Read
+from tardygrad.protocol.history import Step
 from tardygrad.protocol.meetings import Back, Met, Took, order
 
 
@@ -135,6 +136,34 @@ class Peer:
                     return other
                 board.let_go(other)
         return None
+
+
+class PastMeetings:
+    """The meetings of a recorded run, for a replay; keeps what they left while a step needs it."""
+
+    def __init__(self) -> None:
+        self._offers: dict[Step, torch.Tensor] = {}
+        self._differences: dict[Step, torch.Tensor] = {}
+
+    def before(self, step: Step, replica: torch.Tensor) -> None:
+        """Change ``replica``, float32 ``[parameters_size]``, as its worker did before the step."""
+        if step.back is not None:
+            step.back.gainers -= 1
+            take_up(replica, _kept(self._differences, step.back, step.back.gainers))
+        if step.took is not None:
+            step.took.takers -= 1
+            offered = _kept(self._offers, step.took, step.took.takers)
+            difference = torch.empty_like(replica)
+            halve(replica, offered, difference)
+            if step.gainers:
+                self._differences[step] = difference
+        if step.takers:
+            self._offers[step] = replica.clone()
+
+
+def _kept(kept: dict[Step, torch.Tensor], step: Step, left: int) -> torch.Tensor:
+    """What is kept of a step; no longer once nobody is ``left`` who needs it."""
+    return kept[step] if left else kept.pop(step)
 
 
 def halve(

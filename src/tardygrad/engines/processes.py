@@ -69,7 +69,7 @@ class ProcessesEngine:
         try:
             # What workers and servers write comes first: memory serves it best.
             arena = arena_of(
-                directory, job.layout, job.ranges, job.config.workers, job.method.in_flight,
+                directory, job.layout, job.ranges, job.config.workers, job.method.outstanding,
                 workers_max=job.config.workers_max, push_bytes=job.push_format.nbytes, create=True,
             )  # fmt: skip
             if job.method.uses_peers:

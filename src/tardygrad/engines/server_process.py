@@ -41,6 +41,7 @@ _NAP_SHARE = 0.5
 _NAP_SHARE_AWAITED = 0.05
 _NAP_FOR_S = 0.02
 _NO_SLOT = (-1, -1)
+_NOT_FOR_US = Answer(0, ev.DUPLICATE, 0, "it is for other shards")
 
 
 def main(shard: int, incarnation: int, floor: int) -> int:
@@ -70,7 +71,7 @@ class ServerProcess:
         self.job, self.link, self.counters, self.shard = job, link, counters, shard
         self.incarnation, self.begins = incarnation, heir is None
         self.arena = arena_of(
-            directory, job.layout, job.ranges, job.config.workers, job.method.in_flight,
+            directory, job.layout, job.ranges, job.config.workers, job.method.outstanding,
             workers_max=job.config.workers_max, push_bytes=job.push_format.nbytes,
         )  # fmt: skip
         self.bell = Bell(directory, f"server-{shard}")
@@ -228,13 +229,17 @@ class ServerProcess:
         # In the order in which each worker published them.
         for worker, stamp, i in sorted(new):
             at = slots[i]
-            push = self.arena.descriptor(worker, at[1], stamp)
-            if push is None and not self._is_torn(i, stamp):
+            found = self.arena.descriptor(worker, at[1], stamp)
+            if found is None and not self._is_torn(i, stamp):
                 continue
             self.seen[i] = stamp
             self.current, self.stamp = at, stamp
             served = True
-            if push is not None:
+            if found is not None and not self._is_for_us(found[1]):
+                # Its worker does not ask for this; a successor of it would.
+                self.arena.answer(worker, at[1], self.shard, _NOT_FOR_US._replace(stamp=stamp))
+            elif found is not None:
+                push = found[0]
                 if push.ranks > 1:
                     self.waiting[(worker, push.seq)] = (at, stamp)
                 began = time.monotonic()
@@ -245,6 +250,11 @@ class ServerProcess:
                 answer = Answer(stamp, ev.REFUSED, 0, "its worker died while publishing it")
                 self.arena.answer(worker, at[1], self.shard, answer)
         return served
+
+    def _is_for_us(self, shard: int) -> bool:
+        """Whether a push for that shard is for this one as well."""
+        turns = self.job.method.turns
+        return turns is None or turns.stripe(shard) == turns.stripe(self.shard)
 
     def _is_torn(self, i: int, stamp: int) -> bool:
         # Being rewritten takes microseconds; what stays unreadable was left so by a dead worker.

@@ -99,7 +99,7 @@ class Geometry:
         self.layout_size = layout.size
         self.shards, self.slots = shards, slots
         self.workers_first, self.workers = workers, max(workers, workers_max)
-        self.descriptor = struct.Struct(f"<Q{12}Q{2 * shards}Q")
+        self.descriptor = struct.Struct(f"<Q{13}Q{2 * shards}Q")
         self.answer = struct.Struct(f"<QQQB{_REASON_BYTES - 1}p")
         # The evaluator reads too: it is the last reader.
         self.readers = self.workers + 1
@@ -397,25 +397,29 @@ class Arena:
         """The stamp of the slot's newest publication; 0 before the first."""
         return self.words[self._slots[worker][slot] // 8]
 
-    def publish(self, slot: int, stamp: int, push: ev.Push) -> None:
-        """Write a push's descriptor, then its stamp: from then on servers see it."""
+    def publish(self, slot: int, stamp: int, push: ev.Push, shard: int = 0) -> None:
+        """Write a push's descriptor, then its stamp: from then on servers see it.
+
+        ``shard`` is one of those that it is for: where they are exchanged in turns, not all.
+        """
         at = self._slots[push.worker][slot]
         reads = [n for read in push.reads for n in read]
         self.geometry.descriptor.pack_into(
-            self._view, at + 8, push.lineage, *push[2:11], *push[12:], stamp, *reads
+            self._view, at + 8, push.lineage, *push[2:11], *push[12:], stamp, shard, *reads
         )
         fence()
         self.words[at // 8] = stamp
 
-    def descriptor(self, worker: int, slot: int, stamp: int) -> ev.Push | None:
-        """The push that was published under ``stamp``, or None if it is being rewritten."""
+    def descriptor(self, worker: int, slot: int, stamp: int) -> tuple[ev.Push, int] | None:
+        """What was published under ``stamp``, or None if it is being rewritten."""
         at = self._slots[worker][slot]
         values = self.geometry.descriptor.unpack_from(self._view, at + 8)
         fence()
         if values[12] != stamp or self.words[at // 8] != stamp:
             return None
-        reads = tuple(zip(values[13::2], values[14::2], strict=True))
-        return ev.Push._make((values[0], worker, *values[1:10], reads, *values[10:12]))
+        reads = tuple(zip(values[14::2], values[15::2], strict=True))
+        push = ev.Push._make((values[0], worker, *values[1:10], reads, *values[10:12]))
+        return push, values[13]
 
     def answer(self, worker: int, slot: int, shard: int, answer: Answer) -> None:
         """Answer a stamp; the stamp is written last."""

@@ -21,7 +21,15 @@ from tardygrad.data.fragments import FragmentPlan, Permutations
 from tardygrad.data.sources import ArraySource, Source
 from tardygrad.engines.packing import Packer
 from tardygrad.layout import KeyRange
-from tardygrad.methods.base import Method, Outcome, PeerRule, ServerRule, Step, WorkerRule
+from tardygrad.methods.base import (
+    Method,
+    Outcome,
+    PeerRule,
+    ServerRule,
+    Step,
+    StripedRule,
+    WorkerRule,
+)
 from tardygrad.models.base import ModelAdapter
 from tardygrad.protocol.effects import Compute
 
@@ -75,6 +83,11 @@ class WorkerHost:
     def replica(self) -> torch.Tensor:
         """The parameters of a worker that averages them with others (``Method.uses_peers``)."""
         return cast(PeerRule, self.rule).replica
+
+    def arrived(self, pieces: Sequence[KeyRange]) -> None:
+        """New parameters of some shards are in the target: take them into the replica."""
+        if pieces:
+            cast(StripedRule, self.rule).arrived([piece.slice for piece in pieces])
 
     def follow(self, mean: torch.Tensor, ranges: Sequence[KeyRange]) -> None:
         """Take the step that the servers of ``ranges`` take with ``mean``, float32 ``[>= P]``."""
@@ -136,7 +149,9 @@ class WorkerHost:
         """Position and samples of each step, and the number of batches that are merged in it."""
         lease, count = effect.lease, effect.stop - effect.first
         at = self._plan.position(lease.epoch, lease.fragment, effect.first)
-        if count == 1 or (size := merged(count, self._method.period_at(at))) == 1:
+        # What lies between two turns is less than an exchange, and nothing in it is merged.
+        whole = count > 1 and self._method.turns is None
+        if not whole or (size := merged(count, self._method.period_at(at))) == 1:
             for position, indices in batches:
                 yield position, indices, 1
             return

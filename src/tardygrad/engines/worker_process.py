@@ -113,7 +113,7 @@ class _WorkerProcess:
         self.machine = job.worker(worker, incarnation)
         settings = self.machine.settings
         self.arena: Arena = arena_of(
-            directory, job.layout, job.ranges, job.config.workers, job.method.in_flight,
+            directory, job.layout, job.ranges, job.config.workers, job.method.outstanding,
             workers_max=job.config.workers_max, push_bytes=job.push_format.nbytes,
         )  # fmt: skip
         self.bell = Bell(directory, f"worker-{worker}")
@@ -151,7 +151,7 @@ class _WorkerProcess:
         self.began = time.monotonic()
         self.listened = 0.0
         self.ticked = 0.0
-        self.bytes = 4 * job.layout.size
+        self.pull_bytes = [job.pull_bytes(shard) for shard in self.shards]
         self.poller = zmq.Poller()
         self.poller.register(link.socket, zmq.POLLIN)
         self.poller.register(self.bell.fileno(), zmq.POLLIN)
@@ -270,7 +270,9 @@ class _WorkerProcess:
     def _may_read(self) -> bool:
         if self.pull is None:
             return False
-        return all(self.arena.clock(s) >= need for s, need in enumerate(self.pull.needs))
+        needs = self.pull.needs
+        wanted = (self.pull.shards or self.shards) if needs else ()
+        return all(self.arena.clock(s) >= needs[s] for s in wanted)
 
     def _try_pull(self) -> None:
         pull = self.pull
@@ -278,26 +280,30 @@ class _WorkerProcess:
             return
         began = time.monotonic()
         # Read before the parameters: a clock that is too old only makes the worker more patient.
-        clock = min(map(self.arena.clock, self.shards)) if pull.needs else 0
-        reads: list[ev.Read] = []
+        wanted = pull.shards or self.shards
+        clock = min(map(self.arena.clock, wanted)) if pull.needs else 0
+        reads = dict(enumerate(self.reads))
         if self.peer is not None and not pull.fresh:
             self.host.pulled(fresh=False, buffers=None)
             self._pulled(pull, tuple(map(self.arena.version, self.shards)), clock, began, 0)
             return
+        size = sum(self.pull_bytes[shard] for shard in wanted)
         if self.borrows:
             pinned = self.arena.pin(0, self.worker)
             if pinned is None:
                 return
             self._borrow(pinned[0], fresh=pull.fresh)
-            self._pulled(pull, (pinned[1],), clock, began, self.bytes)
+            self._pulled(pull, (pinned[1],), clock, began, size)
             return
-        for shard, parts in enumerate(self._parts(fresh=pull.fresh)):
-            read = self.arena.read(shard, parts, self.worker, _READ_PATIENCE_S)
+        parts = self._parts(fresh=pull.fresh)
+        for shard in wanted:
+            read = self.arena.read(shard, parts[shard], self.worker, _READ_PATIENCE_S)
             if read is None:
                 return
-            reads.append(read)
-        self.host.pulled(fresh=pull.fresh, buffers=self.buffers)
-        self._pulled(pull, tuple(reads), clock, began, self.bytes)
+            reads[shard] = read
+        if not pull.shards:
+            self.host.pulled(fresh=pull.fresh, buffers=self.buffers)
+        self._pulled(pull, tuple(reads[s] for s in self.shards), clock, began, size)
 
     def _pulled(
         self, pull: ef.Pull, reads: tuple[ev.Read, ...], clock: int, began: float, size: int
@@ -326,9 +332,10 @@ class _WorkerProcess:
         return self.parts[fresh]
 
     def _compute(self, effect: ef.Compute) -> None:
-        index = self.free.pop()
-        self.used[effect.seq] = index
-        slot = self.slots[index]
+        self.pull = None
+        if effect.seq not in self.used:
+            self.used[effect.seq] = self.free.pop()
+        slot = self.slots[self.used[effect.seq]]
         slot.seq, slot.waiting, slot.packed = effect.seq, [], False
         for other in self.slots:
             other.published_at = 0.0
@@ -336,6 +343,7 @@ class _WorkerProcess:
             self._meet(self.peer, effect)
         began = time.monotonic()
         stops = None if self.stop_at is None else lambda: bool(self._too_stale())
+        self.host.arrived([self.job.ranges[shard] for shard in effect.arrived])
         outcome = self.host.compute(effect, slot.update, stops)
         now = time.monotonic()
         self.counters.elapsed_s = now - self.began
@@ -396,13 +404,13 @@ class _WorkerProcess:
         index = self.used[effect.push.seq]
         slot = self.slots[index]
         if self.packer is not None and not slot.packed:
-            self.packer.pack(effect.push.seq, slot.update, slot.push)
+            self.packer.pack(effect.push.seq, slot.update, slot.push, effect.shards)
             slot.packed = True
         slot.stamp = self.next_stamp
         self.next_stamp += 1
         slot.waiting = sorted({*slot.waiting, *effect.shards}) if slot.waiting else [*effect.shards]
         slot.published_at = began
-        self.arena.publish(index, slot.stamp, effect.push)
+        self.arena.publish(index, slot.stamp, effect.push, effect.shards[0])
         for shard in effect.shards:
             if self.arena.sleeps(shard):
                 self.ringer.ring(self.names[shard])

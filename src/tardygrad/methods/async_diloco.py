@@ -12,6 +12,8 @@ momentum is renewed with every N-th arrival only, N = ``momentum_every``::
 With N = 1 it is the outer step of ``diloco``. Take about as many as there are workers. The
 staleness policy scales delta.
 
+``stripes``, ``delay`` and ``mixing`` are those of ``diloco``: 1 / P of the model at a time.
+
 When to use it: islands of uneven speed with slow links between them. When not: equal workers, where
 ``diloco`` takes the same time and wants no tuning of N.
 
@@ -30,12 +32,12 @@ import torch
 from pydantic import Field, model_validator
 
 from tardygrad.methods.base import NOBODY, Origin
-from tardygrad.methods.rules.local import LocalMethod
 from tardygrad.methods.rules.optimizers import OptimizerConfig, adamw, sgd
 from tardygrad.methods.rules.settings import GRADIENT
+from tardygrad.methods.rules.stripes import StripedMethod
 
 
-class AsyncDiLoCo(LocalMethod):
+class AsyncDiLoCo(StripedMethod):
     """Settings of asynchronous DiLoCo; see the module's text for the formula."""
 
     carries: ClassVar[tuple[str, ...]] = GRADIENT

@@ -9,7 +9,7 @@ the number of pushes in flight are data that the protocol's machines read.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, Self
 
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
@@ -20,8 +20,11 @@ from tardygrad.codecs import parse as parse_codec
 from tardygrad.codecs.base import Codec
 from tardygrad.codecs.fp32 import FP32
 from tardygrad.consistency import ASP, Consistency
+from tardygrad.errors import ConfigError
+from tardygrad.layout import KeyRange, Layout, partition
 from tardygrad.sections import Document
 from tardygrad.staleness import Constant, StalenessPolicy
+from tardygrad.turns import Turns
 
 if TYPE_CHECKING:
     import torch
@@ -87,6 +90,14 @@ class PeerRule(WorkerRule, Protocol):
     @property
     def replica(self) -> torch.Tensor:
         """Its parameters, float32 ``[parameters_size]``; others change them between exchanges."""
+        ...
+
+
+class StripedRule(WorkerRule, Protocol):
+    """The rule of a worker that exchanges its shards in turns."""
+
+    def arrived(self, pieces: Sequence[slice]) -> None:
+        """These key ranges of the target were written anew: mix them into the replica."""
         ...
 
 
@@ -203,6 +214,16 @@ class Method(Document):
         return self.name
 
     @property
+    def turns(self) -> Turns | None:
+        """In which turns a worker exchanges its shards; None: all at once."""
+        return None
+
+    @property
+    def outstanding(self) -> int:
+        """How many pushes of a worker may be unanswered while it computes."""
+        return self.in_flight
+
+    @property
     def workers_wait(self) -> bool:
         """Whether workers may have to wait for each other."""
         return self.consistency.uses_clocks or self.admission.waits
@@ -220,6 +241,20 @@ class Method(Document):
     def steps_per_batch(self) -> int:
         """How often a worker trains each batch of an exchange, for whoever reckons with time."""
         return 1
+
+    def ranges(self, layout: Layout, servers: int) -> tuple[KeyRange, ...]:
+        """The key range of each server's shard.
+
+        Raises:
+            ConfigError: the model cannot be cut so often, or there are more stripes than shards.
+        """
+        turns = self.turns
+        if turns is not None and turns.stripes > servers:
+            raise ConfigError(
+                f"method.stripes is {turns.stripes}, but servers is {servers}, and a stripe is "
+                f"made of whole shards, one a server: set servers to {turns.stripes} or more"
+            )
+        return partition(layout, servers, self.locality)
 
     def weight(self, samples: int, *, steps: int, usual: int) -> float:
         """What an update counts: in a round's mean, or, at once, as a factor on the learning rate.

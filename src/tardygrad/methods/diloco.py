@@ -14,6 +14,13 @@ in Decoupled DiLoCo (arXiv 2604.21428); what comes late is taken into a later ro
 scaled by the staleness policy. That paper's weights are ``admission.weights: tokens``; uneven
 islands end their rounds together with ``balance: {name: steps}``.
 
+Streaming DiLoCo (arXiv 2501.18512): with P = ``stripes`` the shards are exchanged in turns, one
+stripe every H / P steps, so that 1 / P of the model travels at a time. ``delay`` steps later,
+trained meanwhile, the stripe's new value is mixed in: ``mixing`` is its share, 1 - alpha in that
+paper, which takes alpha = 0.5. Deltas of a few bits are a ``codec``. A stripe is made of whole
+shards, so there must be as many ``servers``; and a fragment's end is every stripe's turn, so make
+fragments some exchanges long (eight, unless ``fragment_batches`` is set and if the data suffices).
+
 When to use it: islands of compute with slow links between them. When not: small models and small H,
 where the outer momentum overshoots: take ``local_sgd``. The paper's H is 500; a fragment of the
 data must be as long, so small data sets are cut into fewer fragments.
@@ -30,12 +37,12 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from tardygrad.admission import Admission, Quorum
-from tardygrad.methods.rules.local import LocalMethod
 from tardygrad.methods.rules.optimizers import OptimizerConfig, adamw, sgd
 from tardygrad.methods.rules.settings import GRADIENT
+from tardygrad.methods.rules.stripes import StripedMethod
 
 
-class DiLoCo(LocalMethod):
+class DiLoCo(StripedMethod):
     """Settings of DiLoCo; see the module's text for the formula."""
 
     carries: ClassVar[tuple[str, ...]] = GRADIENT

@@ -14,6 +14,8 @@ every batch before that point, and after H from there on; put it where the rate 
 than one switch, or an H that grows as the rate falls, is an ``exchange_schedule``; uneven workers
 end their rounds together with ``balance: {name: steps}``.
 
+With ``stripes``, ``delay`` and ``mixing`` the shards are averaged in turns, as with ``diloco``.
+
 When to use it: slow networks, since it sends 1/H of the bytes. When not: H so long that the workers
 drift apart; the number of samples to a given accuracy grows with H.
 
@@ -30,10 +32,10 @@ from typing import Literal
 from pydantic import Field
 
 from tardygrad.admission import Admission, Quorum
-from tardygrad.methods.rules.local import LocalMethod
+from tardygrad.methods.rules.stripes import StripedMethod
 
 
-class LocalSGD(LocalMethod):
+class LocalSGD(StripedMethod):
     """Settings of local SGD; see the module's text for the formula."""
 
     name: Literal["local_sgd"] = "local_sgd"

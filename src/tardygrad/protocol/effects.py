@@ -31,24 +31,29 @@ class Pull(NamedTuple):
 
     ``needs`` is empty if nothing is waited for.
     ``fresh``: the first pull of a session; the replica, buffers and all local state start anew.
+    With ``shards``, theirs alone are fetched, and kept until a ``Compute`` takes them in.
     Answered by ``Pulled``.
     """
 
     seq: int
     needs: tuple[int, ...]
     fresh: bool
+    shards: tuple[int, ...] = ()
 
 
 class Compute(NamedTuple):
     """Train batches ``[first, stop)`` of the lease and leave the update in slot ``seq``.
 
-    Answered by ``Computed``.
+    Before the first batch what was pulled of the shards in ``arrived`` is taken into the replica.
+    Where shards are exchanged in turns there may be several of one ``seq``, and without batches.
+    What was being pulled when it came is of no use any more. Answered by ``Computed``.
     """
 
     seq: int
     lease: Lease
     first: int
     stop: int
+    arrived: tuple[int, ...] = ()
 
 
 class JoinGroup(NamedTuple):

@@ -117,6 +117,7 @@ class Step:
 
     Attributes:
         record: the first record found of it.
+        shard: whose record that is.
         chain: the stretch of worker state that it belongs to; the same for all where workers keep
             none.
         previous: the chain's step before it, where workers keep a state.
@@ -136,13 +137,15 @@ class Step:
         "previous",
         "reads",
         "record",
+        "shard",
         "takers",
         "took",
         "uses",
     )
 
-    def __init__(self, record: Record, chain: Chain) -> None:
+    def __init__(self, record: Record, shard: int, chain: Chain) -> None:
         self.record = record
+        self.shard = shard
         self.chain = chain
         self.previous: Step | None = None
         self.reads: tuple[State, ...] = ()
@@ -225,7 +228,7 @@ class History:
             key = (record.session, record.seq)
             step = self._steps.get(key)
             if step is None:
-                self._steps[key] = Step(record, self._chain(record))
+                self._steps[key] = Step(record, shard, self._chain(record))
             elif push_of(step.record) != push_of(record):
                 impossible(shard, record, f"elsewhere that step is {_describe(step.record)}")
 
@@ -236,7 +239,8 @@ class History:
             key = (met.session, met.seq)
             if key not in self._steps:
                 record = Record(trace.REFUSED, 0, 0, *met[:8], reads=met.reads)
-                self._steps[key] = Step(record, self._chain(record))
+                # Of whichever shard: where workers meet, none is exchanged in turns.
+                self._steps[key] = Step(record, 0, self._chain(record))
             by_worker[(met.worker, met.seq)] = self._steps[key]
             self._met.add(key)
         for met in meetings:

@@ -25,8 +25,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tardygrad.balancing import exchange
-from tardygrad.consistency import ASP, NO_NEED, SSP
-from tardygrad.data.fragments import FragmentPlan
+from tardygrad.consistency import NO_NEED
 from tardygrad.errors import InvariantViolation
 from tardygrad.protocol import events as ev
 from tardygrad.protocol.clocks import NOBODY
@@ -45,6 +44,7 @@ from tardygrad.protocol.effects import (
 )
 from tardygrad.protocol.residuals import LIFE_BITS
 from tardygrad.protocol.states import WORKER as LIFE
+from tardygrad.protocol.worker_settings import WorkerSettings
 
 IDLE = "idle"
 PULLING = "pulling"
@@ -57,43 +57,6 @@ GONE = "gone"
 _NO_SESSION = 0
 _JOIN_PATIENCE = 3
 """A group that has not come together after so many ``resend_s`` never will."""
-
-
-class WorkerSettings:
-    """What a worker must know of the run.
-
-    ``exchange_period`` gives the batches of an exchange that begins after so many samples.
-    ``follows``: a rank of a group takes the servers' step itself.
-    """
-
-    def __init__(
-        self,
-        *,
-        lineage: int,
-        shards: int,
-        exchange_period: Callable[[int], int],
-        plan: FragmentPlan,
-        in_flight: int,
-        consistency: ASP | SSP,
-        awaits_commit: bool = False,
-        follows: bool = False,
-        resend_s: float,
-    ) -> None:
-        self.lineage = lineage
-        self.shards = tuple(range(shards))
-        self.exchange_period = exchange_period
-        self.plan = plan
-        # A read must include the worker's own writes where clocks bound the staleness.
-        self.in_flight = 0 if consistency.uses_clocks or awaits_commit else in_flight
-        self.consistency = consistency
-        self.awaits_commit = awaits_commit
-        self.follows = follows
-        self.resend_s = resend_s
-
-    @property
-    def slots(self) -> int:
-        """Updates that may be there at a time: those that are unanswered, and one to compute."""
-        return max(self.in_flight, int(self.follows)) + 1
 
 
 class _Outstanding:
@@ -248,11 +211,15 @@ class Worker:
     def _next_stop(self, lease: ev.Lease) -> int:
         consumed = self.settings.plan.position(lease.epoch, lease.fragment, self._position)
         batches = exchange(self.settings.exchange_period(consumed), lease.share)
-        stop = min(self._position + batches, lease.stop)
+        stop = min(self._position + self._between(batches), lease.stop)
         for cut in lease.cuts:
             if self._position < cut < stop:
                 return cut
         return stop
+
+    def _between(self, batches: int) -> int:
+        """Batches between two pushes, for an exchange of so many."""
+        return batches
 
     def _computed(self, event: ev.Computed, now: float) -> list[Effect]:
         if self.phase != COMPUTING or event.seq != self._seq:
@@ -266,41 +233,54 @@ class Worker:
             # Abandoned while it was computed: nobody would accept it.
             self.phase = LIFE.after(self.phase, "computed")
             return [Release(event.seq), *self._advance(now)]
+        return self._trained(lease, event.samples, now)
+
+    def _trained(self, lease: ev.Lease, samples: int, now: float) -> list[Effect]:
         if self.group.size > 1:
-            self.phase, self._brought = LIFE.after(self.phase, "reduces"), event.samples
-            return [Reduce(event.seq, self.group, event.samples)]
+            self.phase, self._brought = LIFE.after(self.phase, "reduces"), samples
+            return [Reduce(self._seq, self.group, samples)]
         self.phase = LIFE.after(self.phase, "computed")
-        return self._push(event.seq, event.samples, lease, now)
+        return self._push(self._seq, samples, lease, now)
 
     def _push(self, seq: int, samples: int, lease: ev.Lease, now: float) -> list[Effect]:
-        push = ev.Push(
+        push = self._make_push(lease, self._position, self._range_stop, samples)
+        self._position = self._range_stop
+        effects = self._publish(push, self.settings.shards, now)
+        self._ahead = self.group.size > 1 and self.settings.follows
+        if self._ahead:
+            self._reads = tuple((incarnation, version + 1) for incarnation, version in self._reads)
+            effects.append(Follow(seq))
+        return [*effects, *self._go_on(lease, now)]
+
+    def _make_push(self, lease: ev.Lease, first: int, stop: int, samples: int) -> ev.Push:
+        return ev.Push(
             self.settings.lineage,
             self.worker,
             self.session,
-            seq,
+            self._seq,
             lease.fence,
             lease.epoch,
             lease.fragment,
-            self._position,
-            self._range_stop,
+            first,
+            stop,
             samples,
             self.clock,
             self._reads,
             self.group.generation,
             self.group.size,
         )
-        self.outstanding[seq] = _Outstanding(push, self.settings.shards, now)
+
+    def _publish(self, push: ev.Push, shards: tuple[int, ...], now: float) -> list[Effect]:
+        self.outstanding[push.seq] = _Outstanding(push, shards, now)
         self.clock += 1
-        self._position = self._range_stop
-        effects: list[Effect] = [Publish(push, self.settings.shards)]
-        self._ahead = self.group.size > 1 and self.settings.follows
-        if self._ahead:
-            self._reads = tuple((incarnation, version + 1) for incarnation, version in self._reads)
-            effects.append(Follow(seq))
+        return [Publish(push, shards)]
+
+    def _go_on(self, lease: ev.Lease, now: float) -> list[Effect]:
+        effects: list[Effect] = []
         if self._position == lease.stop:
             self.lease = None
         elif 2 * self._position >= lease.first + lease.stop:
-            effects += self._ask_for_lease(now, prefetch=True)
+            effects = self._ask_for_lease(now, prefetch=True)
         return effects + self._advance(now)
 
     def _overtaken(self, event: ev.Overtaken, now: float) -> list[Effect]:

@@ -24,6 +24,8 @@ GROUPS_SHARE = 0.3
 """Of the schedules with rounds, so many average in groups."""
 PEERS_SHARE = 0.25
 """Of the schedules whose updates take effect as they come, so many average replicas in pairs."""
+STRIPES_SHARE = 0.3
+"""Of the schedules that could exchange their shards in turns, so many do."""
 _TORCH_SAMPLES = 160
 
 
@@ -74,6 +76,7 @@ def random_schedule(seed: int) -> Schedule:
     schedule = _with_more(schedule, random.Random(f"more of {seed}"))
     schedule = _with_peers(schedule, random.Random(f"peers of {seed}"))
     schedule = _with_balance(schedule, random.Random(f"balance of {seed}"))
+    schedule = _with_stripes(schedule, random.Random(f"stripes of {seed}"))
     schedule = _with_links(schedule, random.Random(f"links of {seed}"))
     schedule = with_misfortunes(schedule, random.Random(f"misfortunes of {seed}"))
     horizon_s = 1.5 * nominal_s + 0.2
@@ -184,6 +187,29 @@ def _with_balance(schedule: Schedule, rng: random.Random) -> Schedule:
     if admission == "quorum" and rng.random() < 0.5:
         changes["admission"] = {"weights": "tokens"}
     settings = merge(schedule.settings, {"method": changes})
+    return dataclasses.replace(schedule, settings=settings)
+
+
+def _with_stripes(schedule: Schedule, rng: random.Random) -> Schedule:
+    method = schedule.settings["method"]
+    # What counts samples would see none of local training; whoever keeps clocks takes no stripes.
+    if schedule.model == "counting" or method["name"] in ("all_reduce", "gossip"):
+        return schedule
+    fits = method["consistency"]["name"] == "asp" and method["balance"]["name"] != "batch"
+    if not fits or rng.random() >= STRIPES_SHARE:
+        return schedule
+    rounds = "admission" in method
+    stripes = rng.randint(1, schedule.settings["servers"])
+    period = max(method["exchange_period"], stripes) * rng.choice((1, 1, 2))
+    changes = {
+        "name": rng.choice(("diloco", "local_sgd") if rounds else ("async_diloco", "local_sgd")),
+        "admission": method.get("admission", {"name": "at_once"}),
+        "stripes": stripes,
+        "exchange_period": period,
+        "delay": rng.randint(0, period // stripes - 1),
+        "mixing": rng.choice((1.0, 0.5)),
+    }
+    settings = {**schedule.settings, "method": {**method, **changes}}
     return dataclasses.replace(schedule, settings=settings)
 
 

@@ -27,7 +27,6 @@ from tardygrad.data.sources import ArraySource, Source
 from tardygrad.engines.base import Job, RunEnd, Snapshot, Tensors, WorkerState
 from tardygrad.engines.inline import InlineEngine
 from tardygrad.errors import InvariantViolation, StorageError
-from tardygrad.layout import partition
 from tardygrad.methods import parse
 from tardygrad.models.base import ModelAdapter
 from tardygrad.models.null import NullAdapter
@@ -89,7 +88,7 @@ def make_job(
         method=method,
         plan=plan,
         layout=adapter.layout,
-        ranges=partition(adapter.layout, config.servers, method.locality),
+        ranges=method.ranges(adapter.layout, config.servers),
         initial=adapter.flat.clone(),
         train=ArraySource(torch.zeros(1), torch.zeros(1)) if train is None else train,
         test=test,

@@ -36,7 +36,7 @@ from tardygrad.protocol.scheduler import OVER
 from tardygrad.protocol.scheduler_settings import SchedulerSettings
 from tardygrad.protocol.server import ServerSettings
 from tardygrad.protocol.silence import SilenceLimits
-from tardygrad.protocol.worker import WorkerSettings
+from tardygrad.protocol.worker_settings import WorkerSettings
 from tardygrad.staleness import Constant
 from tardygrad.testing.machines import Audited, Nodes, look_at_scheduler, look_at_server
 from tardygrad.testing.small_states import (
