@@ -22,7 +22,7 @@ import io
 import pickle
 import struct
 import zlib
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -91,6 +91,7 @@ def thaw(settings: SchedulerSettings, state: bytes) -> Scheduler:
 _PLAIN: dict[tuple[str, str], type] = {
     ("builtins", "range"): range,
     ("collections", "deque"): deque,
+    ("collections", "defaultdict"): defaultdict,
 }
 
 
