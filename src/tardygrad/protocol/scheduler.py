@@ -88,7 +88,7 @@ class Scheduler:
             ev.WorkerDied: self._worker_died,
             ev.ServerReady: self._server_ready,
             ev.ServerDied: self._server_died,
-            ev.BackupDied: self.backups.died,
+            ev.BackupDied: lambda event, now: self.backups.died(event, now),
             ev.Fenced: self._fenced,
             ev.Booked: self._booked,
             ev.MembersSeen: self._members_seen,
