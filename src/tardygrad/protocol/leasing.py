@@ -196,6 +196,11 @@ class LeaseDesk:
         if self._groups is not None:
             self._groups.leaves(worker)
 
+    def gone(self, worker: int) -> None:
+        """It is there no more: nobody waits for it, and what it asked for is not for another."""
+        self.forget(worker)
+        self.leaves(worker)
+
     def excuse(self, worker: int) -> None:
         """Nobody waits for this worker if it has nothing to do."""
         if self._excuses and worker in self._idle and not self.book.holds_lease(worker):

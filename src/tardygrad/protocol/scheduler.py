@@ -382,7 +382,7 @@ class Scheduler:
                 effects.append(KillWorker(entry.worker, entry.incarnation, why))
                 effects.append(entry.changed("died", why))
                 entry.turn("dies")
-                self._desk.leaves(entry.worker)
+                self._desk.gone(entry.worker)
             elif entry.alive:
                 effects.append(Send(("worker", entry.worker), ev.StopAsked(self.reason)))
         return effects + self._look_at_leaving(now)
@@ -476,8 +476,7 @@ class Scheduler:
 
     def _leaves(self, entry: mb.WorkerEntry) -> MemberChanged:
         entry.turn("leaves")
-        self._desk.forget(entry.worker)
-        self._desk.leaves(entry.worker)
+        self._desk.gone(entry.worker)
         return entry.changed("left", self.reason)
 
     def _worker_left(self, event: ev.WorkerLeft, now: float) -> list[Effect]:
