@@ -66,7 +66,9 @@ class Listener(History):
 @functools.cache
 def told(seed: int) -> Told:
     job = random_schedule(seed).job()
-    faults = tuple(f for f in job.config.simulation.faults if f.target != "scheduler")
+    faults = job.config.simulation.faults
+    # What is told of is the time of the world, not that of a clock that jumps.
+    faults = tuple(f for f in faults if f.target != "scheduler" and f.kind != "jump")
     simulation = job.config.simulation.model_copy(update={"faults": faults})
     job.config.__dict__["simulation"] = simulation
     listener = Listener(job)

@@ -88,7 +88,7 @@ class Scheduler:
             ev.WorkerDied: self._worker_died,
             ev.ServerReady: self._server_ready,
             ev.ServerDied: self._server_died,
-            ev.BackupDied: lambda event, now: self.backups.died(event, now),
+            ev.BackupDied: self._backup_died,
             ev.Fenced: self._fenced,
             ev.Booked: self._booked,
             ev.MembersSeen: self._members_seen,
@@ -325,6 +325,9 @@ class Scheduler:
         effects.append(entry.changed("started", "from its newest snapshot"))
         return effects
 
+    def _backup_died(self, event: ev.BackupDied, now: float) -> list[Effect]:
+        return self.backups.died(event, now)
+
     def _tick(self, event: ev.Tick, now: float) -> list[Effect]:
         pause = self._watch.paused(now)
         if pause:
@@ -436,11 +439,9 @@ class Scheduler:
         return [commit, Finished(self.outcome, self.reason)]
 
     def _state(self) -> dict[str, object]:
-        restarts = self.restarts.used
         state: dict[str, object] = {
-            "fragments_done": self.book.fragments_done(),
-            "restarts_used": restarts,
-        }
+            "fragments_done": self.book.fragments_done(), "restarts_used": self.restarts.used,
+        }  # fmt: skip
         if self.phase != SAVING:
             return state
         # What these keep of their own is whole, and as old as the last snapshots.
