@@ -67,8 +67,12 @@ class Backups:
         known_as = successor.incarnation
         successor.become("server", effect.incarnation)
         run.members[server] = successor
-        if successor.pid in run.by_pid:
-            run.by_pid[successor.pid] = server
+        if successor.pid not in run.by_pid:
+            why = "it was gone before it took over"
+            died = ev.ServerDied(effect.shard, effect.incarnation, why, fatal=False)
+            run.supervisor.tell(died)
+            return
+        run.by_pid[successor.pid] = server
         promoted = ev.Promoted(effect.incarnation)
         bell = f"backup-{effect.number}"
         self._promotions.append(_Promotion(predecessor.pid, backup, known_as, promoted, bell))
@@ -82,6 +86,9 @@ class Backups:
                 waiting.append(promotion)
                 continue
             message = wire.encode(promotion.message)
-            self._run.gate.send(promotion.backup, promotion.incarnation, message)
-            self._run.ringer.ring(promotion.bell)
+            if self._run.gate.send(promotion.backup, promotion.incarnation, message):
+                self._run.ringer.ring(promotion.bell)
+            else:
+                # What it says of itself comes by another way than its signs of life.
+                waiting.append(promotion)
         self._promotions = waiting

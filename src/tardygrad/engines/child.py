@@ -36,7 +36,7 @@ from tardygrad.data import registry
 from tardygrad.data.sources import ArraySource, Source
 from tardygrad.engines import seals, wire
 from tardygrad.engines.base import Job
-from tardygrad.engines.gate import FAILURE, MESSAGE, name_of, packed
+from tardygrad.engines.gate import FAILURE, HELLO, MESSAGE, name_of, packed
 from tardygrad.engines.mapped import Shared, share, shared
 from tardygrad.engines.runtime_directory import reserve
 from tardygrad.errors import StorageError, TardygradError, UsageError
@@ -260,6 +260,8 @@ class Link:
         self.starting = False
         self._context = zmq.Context()
         self.socket = self._connect(self._context, "control")
+        # Orders come to where a sealed message was last sent from.
+        self._send(HELLO, packed({}))
 
     def _connect(self, context: zmq.Context[zmq.Socket[bytes]], name: str) -> zmq.Socket[bytes]:
         socket = context.socket(zmq.DEALER)
@@ -279,6 +281,7 @@ class Link:
         self._who = (kind, member, incarnation)
         self.socket.close()
         self.socket = self._connect(self._context, "control")
+        self._send(HELLO, packed({}))
 
     def beat(
         self, every_s: float, steps: Callable[[], int], report: Callable[[], dict[str, Any]]

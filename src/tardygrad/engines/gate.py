@@ -23,14 +23,14 @@ from tardygrad.engines import seals, wire
 from tardygrad.engines.seals import Refused, Secret
 from tardygrad.protocol import events as ev
 
-MESSAGE, REPORT, FAILURE, EVALUATION, IDLE = b"m", b"r", b"f", b"e", b"i"
+MESSAGE, REPORT, FAILURE, EVALUATION, IDLE, HELLO = b"m", b"r", b"f", b"e", b"i", b"h"
 """What the first frame behind a seal says the second one is."""
 
 _LISTEN_S = 0.05
 _TELL_EVERY_S = 10.0
 _FRAMES_MAX = 8
 _QUEUE = 256
-_TAGS = (MESSAGE, REPORT, FAILURE, EVALUATION, IDLE)
+_TAGS = (MESSAGE, REPORT, FAILURE, EVALUATION, IDLE, HELLO)
 
 
 class Letter(NamedTuple):
@@ -92,7 +92,8 @@ class Gate:
             newest, _ = self._routes.get(letter.sender, (-1, b""))
             if letter.incarnation >= newest:
                 self._routes[letter.sender] = (letter.incarnation, route)
-            yield letter
+            if letter.tag != HELLO:
+                yield letter
 
     def _letter(self, message: list[bytes]) -> Letter:
         name, frames = self._secret.open(seals.TO_MAIN, message)
@@ -139,12 +140,18 @@ class Gate:
 
     # --- going out ----------------------------------------------------------------------------
 
-    def send(self, to: ev.Address, incarnation: int, data: bytes) -> None:
-        """Send to a child; one that has not spoken yet, or is another by now, does not get it."""
+    def send(self, to: ev.Address, incarnation: int, data: bytes) -> bool:
+        """Send to a child; one that has not spoken yet, or is another by now, does not get it.
+
+        Returns:
+            Whether it was sent.
+        """
         spoke, route = self._routes.get(to, (-1, b""))
-        if spoke == incarnation:
-            sealed = self._secret.close(seals.TO_CHILD, name_of(to, incarnation), data)
-            self.control.send_multipart([route, *sealed])
+        if spoke != incarnation:
+            return False
+        sealed = self._secret.close(seals.TO_CHILD, name_of(to, incarnation), data)
+        self.control.send_multipart([route, *sealed])
+        return True
 
     # --- what is refused ----------------------------------------------------------------------
 

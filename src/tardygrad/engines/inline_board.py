@@ -82,7 +82,7 @@ class SimulatedBoard:
         world = self._world
         if self._places[place].held_until > world.now:
             return False
-        return world.fate.quiet or not world.fate.cut_off(("worker", place), world.now)
+        return world.fate.quiet or not world.fate.cut_off(("worker", place), world.now, "in", "out")
 
     def let_go(self, place: int) -> None:
         """Nothing to do: what one worker does here is one event."""

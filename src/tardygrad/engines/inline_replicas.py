@@ -112,7 +112,7 @@ class Replicas:
         log = self._logs[shard]
         if type(event) is ev.Promoted:
             self._take_over(address, member)
-        entry = log.append(world.now, event, payload)
+        entry = log.append(world.clock(address), event, payload)
         effects = world.handle(address, member, event)
         if type(event) is ev.Promoted:
             machine = member.machine
@@ -168,7 +168,7 @@ class Replicas:
                 coming.append((at, number, event.push, payload))
         if coming:
             _, _, push, payload = min(coming, key=lambda item: item[:2])
-            self._tell(log, log.append(self._world.now, push, payload))
+            self._tell(log, log.append(self._world.clock(address), push, payload))
 
     def released(self, worker: int, seq: int, lost: Sequence[int]) -> None:
         """A worker's slot is free; shards in ``lost`` are said not to have taken its push.

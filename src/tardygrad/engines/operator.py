@@ -164,7 +164,8 @@ def ask(run: Path, name: str, request: dict[str, Any]) -> dict[str, Any]:
     if answer is None:
         raise RunDirectoryError(
             f"{run} did not answer within {_PATIENCE_S:g} s; it has just ended, or its main "
-            "process is stopped (a callback asks with self.change_workers, which does not wait)"
+            "process or its scheduler is away, and the wish may still be carried out: look with "
+            "'tardygrad workers' first (a callback asks with self.change_workers, without waiting)"
         )
     return answer
 

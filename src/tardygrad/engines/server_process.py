@@ -172,7 +172,8 @@ class ServerProcess:
             parameters.copy_(host.parameters)
             if host.buffers is not None and mean.numel():
                 mean.copy_(host.buffers)
-        arena.publish_clock(shard, 0)
+        if self.begins:
+            arena.publish_clock(shard, 0)
         machine = self.machine
         arena.end_write(shard, copy, self.incarnation, machine.version, machine.ledger.consumed)
         return host
@@ -237,7 +238,7 @@ class ServerProcess:
             served = True
             if found is not None and not self._is_for_us(found[1]):
                 # Its worker does not ask for this; a successor of it would.
-                self.arena.answer(worker, at[1], self.shard, _NOT_FOR_US._replace(stamp=stamp))
+                self._answer(at, _NOT_FOR_US._replace(stamp=stamp))
             elif found is not None:
                 push = found[0]
                 if push.ranks > 1:
@@ -248,7 +249,7 @@ class ServerProcess:
                 self.counters.applying_s += time.monotonic() - began
             else:
                 answer = Answer(stamp, ev.REFUSED, 0, "its worker died while publishing it")
-                self.arena.answer(worker, at[1], self.shard, answer)
+                self._answer(at, answer)
         return served
 
     def _is_for_us(self, shard: int) -> bool:
