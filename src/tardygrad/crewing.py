@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tardygrad.engines.operator import ask, check_change
-from tardygrad.errors import UsageError
+from tardygrad.errors import RunDirectoryError, UsageError
 from tardygrad.storage.run_directory import RunDirectory
 
 __all__ = ["workers"]
@@ -38,7 +38,9 @@ def workers(run: str | os.PathLike[str], *, add: int = 0, remove: int = 0) -> li
     """
     check_change(add, remove)
     with RunDirectory.open(Path(run)) as directory:
-        path, name = directory.path, directory.record.run
+        path, name, outcome = directory.path, directory.record.run, directory.record.outcome
+    if outcome == "done":
+        raise RunDirectoryError(f"{path} is done: it has no workers any more")
     if add or remove:
         answer = ask(path, name, {"add": add, "remove": remove})
         if answer.get("refused"):

@@ -37,7 +37,7 @@ def test_workers_join_and_leave(tmp_path: Path) -> None:
     assert [len(rows) for rows in seen] == [4, 4]
     assert result.summary["workers"][3]["samples"] > 0
     assert_exact(run, epochs=60, samples=SAMPLES)
-    with pytest.raises(RunDirectoryError, match="is not running on this machine"):
+    with pytest.raises(RunDirectoryError, match="is done: it has no workers any more"):
         tardygrad.workers(run)
 
 
