@@ -130,8 +130,9 @@ def test_every_shard_has_a_link_of_its_own() -> None:
 
 
 def test_without_limits_nothing_has_changed() -> None:
-    # Recorded before there were links with a width.
-    recorded = {1: (272, 3.1689892156226636), 3: (5165, 43.58194187098162)}
+    # Recorded before backups, crews that change and a scheduler that dies were drawn as well: of
+    # seeds that draw none of them, and that were as they had been before links had a width.
+    recorded = {53: (3288, 9.756789867516531), 79: (1197, 3.1912297846892224)}
     for seed, (events, seconds) in recorded.items():
         settings_of = random_schedule(seed).settings
         assert "bandwidth" not in settings_of["simulation"]
