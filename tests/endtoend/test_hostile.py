@@ -21,6 +21,7 @@ from tardygrad.protocol import events as ev
 
 pytestmark = pytest.mark.slow
 
+RAW_BYTES = 20_000
 ROUNDS = 400
 DEATH = wire.encode(ev.WorkerLeft(0, 0))
 BOOKED = wire.encode(ev.Booked(0, 0, 1, 0, 0))
@@ -68,8 +69,11 @@ def _throw(directory: Path, lineage: int) -> int:
                 if len(message[-1]) < 1 << 20 or number % 40 == 0:
                     sockets[(number + at) % len(sockets)].send_multipart(message)
                     thrown += 1
-        # Larger than any message may be: its sender loses the connection.
-        sockets[0].send_multipart([bytes(seals.MESSAGE_BYTES_MAX + 1)])
+        # Larger than any message may be: its sender loses the connection, and what is queued there.
+        sockets.append(context.socket(zmq.DEALER))
+        sockets[-1].setsockopt(zmq.LINGER, 2000)
+        sockets[-1].connect(f"ipc://{directory / 'control'}")
+        sockets[-1].send_multipart([bytes(seals.MESSAGE_BYTES_MAX + 1)])
     finally:
         for peer in sockets:
             peer.close()
@@ -82,7 +86,7 @@ def _throw_raw(directory: Path) -> None:
         for _ in range(50):
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as raw:
                 raw.connect(str(directory / name))
-                raw.sendall(os.urandom(200))
+                raw.sendall(os.urandom(RAW_BYTES // 100))
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as raw:
         raw.setblocking(False)
         for bell in directory.glob("bell-*"):
@@ -125,7 +129,8 @@ def test_a_run_stands_whatever_is_thrown_at_it(tmp_path: Path) -> None:
     [end] = events(run, "run_end")
     assert thrown > 4000
     # What is still on its way at the end, and the large one, nobody counts.
-    assert 0.9 * thrown <= end["messages_refused"] <= thrown
+    # Raw bytes can pass for messages of a peer that speaks an old version of ZMTP, one a byte at most.
+    assert 0.9 * thrown <= end["messages_refused"] <= thrown + RAW_BYTES
     log = (run / "events.log").read_text()
     assert re.search(rf"{end['messages_refused']} messages were refused in all", log)
     for reason in (seals.MALFORMED, seals.OTHER_VERSION, seals.OTHER_RUN, seals.WRONG_KEY):
