@@ -55,13 +55,14 @@ nightly: $(DEVELOPMENT)
 
 # A minute of faults, one every 2 s; an undisturbed run beside it.
 chaos: $(DEMONSTRATION)
-	@$(VENV)/bin/tardygrad chaos mnist-tough --every 2s --for 60s --set checkpoint.every_s=1 \
+	@$(VENV)/bin/tardygrad chaos mnist-async --every 2s --for 60s --set replicas=1 \
+	    --set checkpoint.every_s=1 --kinds kill,stop,slow,server,backup,scheduler,disk \
 	    --limit goodput=0.9 --limit accuracy=0.3 --limit others=0.1 --limit replacement=4 \
 	    --limit shard=0.5 --limit scheduler=3 $(ARGS)
 
 # Long, so it is no part of continuous integration.
 soak: $(DEMONSTRATION)
-	@$(VENV)/bin/tardygrad chaos mnist-tough --every 20s --for 15m --alone \
+	@$(VENV)/bin/tardygrad chaos mnist-async --every 20s --for 15m --alone --set replicas=1 \
 	    --set checkpoint.every_s=5 --limit memory=1 $(ARGS)
 
 bench: $(DEVELOPMENT)

@@ -115,8 +115,8 @@ def test_tests_of_both_kinds(checkout: Checkout) -> None:
 def test_chaos_and_soak(checkout: Checkout) -> None:
     checkout.make("chaos", "soak", "ARGS=--seed 3")
     _, chaos, soak = checkout.calls()
-    assert chaos.startswith("tardygrad chaos mnist-tough --every 2s --for 60s ")
-    assert soak.startswith("tardygrad chaos mnist-tough --every 20s --for 15m ")
+    assert chaos.startswith("tardygrad chaos mnist-async --every 2s --for 60s ")
+    assert soak.startswith("tardygrad chaos mnist-async --every 20s --for 15m ")
     assert chaos.endswith(" --seed 3")
     assert soak.endswith(" --seed 3")
 

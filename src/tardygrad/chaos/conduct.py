@@ -89,12 +89,13 @@ def conduct(order: Order, say: Say) -> Outcome:
         undisturbed = _undisturbed(config, order)
         speed = goodput.speed(undisturbed.events)
     say("the run under chaos")
+    plan = _plan(order, config, say)
     overrides = _patience(order) if order.resumed else {}
     request = Request(
         order.out, None if order.resumed else config, int(config["servers"]), overrides
     )
     with _stage(request, say) as stage:
-        watched = stage.play(lambda kinds: _plan(order, kinds, config, say), order.for_s)
+        watched = stage.play(plan, order.for_s)
     return _outcome(order, config, watched, undisturbed, speed)
 
 
@@ -104,18 +105,14 @@ def _patience(order: Order) -> dict[str, Any]:
     return {"failure": {"restarts": max(int(order.config["failure"]["restarts"]), deaths)}}
 
 
-def _plan(
-    order: Order, kinds: Sequence[str], config: Mapping[str, Any], say: Say
-) -> list[Planned]:  # fmt: skip
-    wanted = [kind for kind in order.kinds if kind in kinds]
-    if "disk" in wanted and not can_refuse_writes():
-        wanted.remove("disk")
+def _plan(order: Order, config: Mapping[str, Any], say: Say) -> list[Planned]:
+    if "disk" in order.kinds and not can_refuse_writes():
         order.missing["disk"] = "writes cannot be refused to this user here"
-    for kind in order.kinds:
-        if kind not in kinds:
-            order.missing[kind] = "this run has no process of that kind"
+    if "backup" in order.kinds and not config["replicas"]:
+        order.missing["backup"] = "this run has no replicas; --set replicas=1"
     for kind, why in order.missing.items():
         say(f"kind {kind!r} is not available: {why}")
+    wanted = [kind for kind in order.kinds if kind not in order.missing]
     if not wanted:
         return []
     lease_s = float(config["failure"]["lease_s"])

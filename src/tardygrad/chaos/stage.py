@@ -25,7 +25,7 @@ from typing import Any
 from tardygrad.chaos import processes
 from tardygrad.chaos.faults import Hand, without_override
 from tardygrad.chaos.leaks import MARK, leaks
-from tardygrad.chaos.plan import KINDS, VICTIMS, Planned
+from tardygrad.chaos.plan import Planned
 from tardygrad.chaos.recovery import Fault, Recoveries
 from tardygrad.chaos.tails import MetricsTail, TraceTail
 from tardygrad.errors import TrainingFailed
@@ -39,9 +39,6 @@ _LEAVE_S = 60.0
 
 Told = Callable[[float, str], None]
 """Called with a moment of the run and what happened."""
-
-PlanOf = Callable[[Sequence[str]], Sequence[Planned]]
-"""Gives the plan for the kinds that would find somebody."""
 
 
 @dataclass(frozen=True)
@@ -145,22 +142,18 @@ class Stage:
 
     # --- playing ------------------------------------------------------------------------------
 
-    def play(self, plan: PlanOf | None = None, chaos_s: float = 0.0) -> Watched:
+    def play(self, plan: Sequence[Planned] = (), chaos_s: float = 0.0) -> Watched:
         """Watch the run to its end, and meanwhile do what the plan says.
 
         Args:
-            plan: asked for the faults once every worker was ready, from which moment they count;
-                None: there are none.
+            plan: the faults; their moments count from when every worker was ready.
             chaos_s: how long the time of chaos is.
         """
-        slow: frozenset[int] = frozenset()
-        waiting: list[Planned] = []
+        waiting = list(plan)
+        slow = frozenset(fault.number for fault in plan if fault.kind == "slow")
         while self._process.poll() is None:
             self._look()
             if self._began_s is not None:
-                if plan is not None:
-                    waiting, plan = list(plan(self.kinds_present())), None
-                    slow = frozenset(fault.number for fault in waiting if fault.kind == "slow")
                 if self._is_trained():
                     waiting.clear()
                 while waiting and self.now() >= self._began_s + waiting[0].at_s:
@@ -192,11 +185,6 @@ class Stage:
     def now(self) -> float:
         """Seconds in the run's own time."""
         return self._before_s + time.monotonic() - self._origin
-
-    def kinds_present(self) -> list[str]:
-        """The kinds of faults that would find somebody in this run now."""
-        names = {name.partition("-")[0] for name in processes.members(self._process.pid)}
-        return [kind for kind in KINDS if kind == "disk" or VICTIMS[kind] in names]
 
     def close(self) -> None:
         """Undo what was done, end the run (in good order if there is time), and tidy up."""
