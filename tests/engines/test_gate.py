@@ -182,6 +182,19 @@ def test_a_huge_frame_costs_its_sender_the_connection(
     assert gate.refused.total() == 0
 
 
+def test_who_has_only_come_up_can_be_told(gate: Gate, links: list[Link]) -> None:
+    """A backup gives signs of life on the other socket, and must hear of its promotion."""
+    links[1].become("server", 2, 4)
+    deadline = time.monotonic() + PATIENCE_S
+    for link, address, incarnation in ((links[0], ("worker", 0), 0), (links[1], ("server", 2), 4)):
+        while not gate.send(address, incarnation, wire.encode(ev.Promoted(7))):
+            assert time.monotonic() < deadline
+            assert list(gate.letters()) == []
+        while not (heard := link.receive()):
+            assert time.monotonic() < deadline
+        assert heard == [ev.Promoted(7)]
+
+
 def test_what_is_not_even_of_the_transport_does_no_harm(gate: Gate, links: list[Link]) -> None:
     path = gate.control.getsockopt(zmq.LAST_ENDPOINT).rstrip(b"\0").decode().removeprefix("ipc://")
     assert stat.S_ISSOCK(Path(path).stat().st_mode)

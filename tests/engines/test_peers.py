@@ -171,9 +171,10 @@ def test_a_difference_that_is_on_its_way_keeps_the_place() -> None:
     assert swarm.entries[-1].back == (1, 1, 2)
 
 
-def test_who_is_cut_off_meets_nobody() -> None:
-    faults = [{"kind": "blackout", "target": "worker-0", "at_s": 1.0, "for_s": 1.0}]
-    simulation = {"network": 0.0, "faults": faults}
+@pytest.mark.parametrize("way", ["both", "in", "out"])
+def test_who_is_cut_off_meets_nobody(way: str) -> None:
+    blackout = {"kind": "blackout", "target": "worker-0", "way": way, "at_s": 1.0, "for_s": 1.0}
+    simulation = {"network": 0.0, "faults": [blackout]}
     world = _World(null_job(workers=WORKERS, simulation=simulation))
     swarm = Swarm(SimulatedBoard(world, SIZE, lambda met: None))
     swarm.exchange(0, 1.0)
@@ -233,9 +234,10 @@ def test_a_worker_that_is_killed_at_it_poisons_nobody(
     child = os.fork()
     if child == 0:
         try:
-            doomed = Swarm(_Fatal(tmp_path, SIZE, WORKERS))
+            board = _Fatal(tmp_path, SIZE, WORKERS)
+            board.fatal = fatal
+            doomed = Swarm(board)
             doomed.seq = 1
-            doomed.board.fatal = fatal  # type: ignore[attr-defined]
             doomed.exchange(1, 4.0)
         finally:
             os._exit(1)

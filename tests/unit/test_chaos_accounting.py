@@ -317,7 +317,6 @@ def test_metrics_that_grow(tmp_path: Path) -> None:
     assert tail.new() == [{"event": "b"}]
 
 
-@pytest.mark.skipif(not processes.available(), reason="needs /proc")
 def test_this_process_is_seen() -> None:
     found = processes.look(os.getpid())
     assert found is not None
@@ -389,7 +388,6 @@ def test_how_an_outcome_reads() -> None:
     assert "95.0% of what the live workers could have done" in text
 
 
-@pytest.mark.skipif(not processes.available(), reason="needs /proc")
 def test_leaks_are_found(tmp_path: Path) -> None:
     run, temporary = tmp_path / "run", tmp_path / "temporary"
     (run / "checkpoints" / "000000000001").mkdir(parents=True)
