@@ -1,4 +1,4 @@
-"""Parts of a real promotion in one process: who is told, who is not, and what an heir begins with."""
+"""Parts of a real promotion in one process: who is told, and what an heir begins with."""
 
 from __future__ import annotations
 
