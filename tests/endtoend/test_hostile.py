@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import secrets
@@ -102,8 +103,10 @@ def _listens(pids: set[int]) -> list[str]:
     inodes = set()
     for pid in pids:
         for entry in Path(f"/proc/{pid}/fd").iterdir():
-            if found := re.fullmatch(r"socket:\[(\d+)\]", str(entry.readlink())):
-                inodes.add(found[1])
+            # One that was closed since the list was read listens to nobody.
+            with contextlib.suppress(FileNotFoundError):
+                if found := re.fullmatch(r"socket:\[(\d+)\]", str(entry.readlink())):
+                    inodes.add(found[1])
     lines = [
         line.split()
         for table in ("tcp", "tcp6")

@@ -84,7 +84,21 @@ def test_a_silent_backup_is_killed() -> None:
             break
     assert [e.number for e in found.of(ef.KillBackup)] == [0]
     states = [e.state for e in found.of(ef.MemberChanged) if e.kind == "backup"]
-    assert states == ["suspected", "died"]
+    assert states == ["suspected", "died", "started"]
+
+
+def test_a_place_is_filled_again_at_once_unless_its_backups_fail() -> None:
+    found = desk(restarts=9, backoff_s=2.0, backoff_max_s=60.0)
+    waits = []
+    for incarnation, was_ready in enumerate((True, True, False, False, True)):
+        if was_ready:
+            found.do(ev.Heartbeat("backup", 0, incarnation, 1))
+        found.do(ev.BackupDied(0, incarnation, "killed"))
+        since = found.now
+        while not found.of(ef.SpawnBackup):
+            found.beat()
+        waits.append(round(found.now - since, 6))
+    assert waits == [0.5, 0.5, 2.0, 4.0, 0.5]
 
 
 def test_a_place_is_not_filled_for_ever() -> None:

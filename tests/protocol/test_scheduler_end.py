@@ -89,9 +89,54 @@ def test_a_last_checkpoint_that_fails_is_a_failure() -> None:
     desk.serve()
     desk.do(ev.Interrupted("SIGTERM"))
     leave(desk)
+    for step in range(1, 100):
+        desk.do(ev.SnapshotFailed(1, 0, step, "disk full"))
+        if finished := desk.of(ef.Finished):
+            break
+        assert step < 99 and desk.of(ef.Decided)
+        tick_until_asked(desk, step + 1)
+    assert finished[0].outcome == "failed" and "disk full" in finished[0].reason
+    assert desk.now > 30.0, "what a disk may take"
+
+
+def tick_until_asked(desk: Desk, step: int) -> None:
+    for _ in range(10):
+        desk.beat()
+        if step in {a.step for a in desk.sent(ev.SnapshotAsked)}:
+            return
+    raise AssertionError(f"nobody is asked for snapshot {step}")
+
+
+def test_a_last_checkpoint_waits_for_its_disk() -> None:
+    desk = Desk()
+    desk.serve()
+    desk.do(ev.Interrupted("SIGTERM"))
+    leave(desk)
     desk.do(ev.SnapshotFailed(1, 0, 1, "disk full"))
-    [finished] = desk.of(ef.Finished)
-    assert finished.outcome == "failed" and "disk full" in finished.reason
+    assert desk.machine.phase == SAVING and not desk.of(ef.Finished)
+    tick_until_asked(desk, 2)
+    desk.snapshot(0, 1)
+    assert not desk.of(ef.CommitCheckpoint), "one of the round that was given up"
+    desk.snapshot(0, 2)
+    desk.snapshot(1, 2)
+    assert [type(e) for e in desk.effects] == [ef.CommitCheckpoint, ef.Finished]
+    assert desk.machine.outcome == "preempted"
+
+
+def test_a_server_that_dies_while_its_disk_is_away_is_waited_for() -> None:
+    desk = Desk()
+    desk.serve()
+    desk.do(ev.Interrupted("SIGTERM"))
+    leave(desk)
+    desk.do(ev.SnapshotFailed(1, 0, 1, "disk full"))
+    desk.do(ev.ServerDied(0, 0, "killed", False))
+    for _ in range(4):
+        desk.beat(1)
+        assert not desk.sent(ev.SnapshotAsked)
+    desk.serve(0, incarnation=1)
+    asked = desk.sent(ev.SnapshotAsked)
+    if not asked:
+        tick_until_asked(desk, 2)
 
 
 def test_nobody_waits_for_a_worker_that_is_yet_to_be_started() -> None:

@@ -47,6 +47,7 @@ from tardygrad.protocol import events as ev
 
 _PROGRESS_S = 0.5
 _LAST_WORD_S = 0.1
+_DISK_AGAIN_S = 1.0
 _EVALUATOR: ev.Address = ("evaluator", 0)
 
 
@@ -385,11 +386,29 @@ class Run:
         self.store.commit(effect.step, effect.files, effect.state)
         return time.monotonic() - began
 
+    def _written(self, effect: ef.CommitCheckpoint, written: Future[float]) -> float:
+        """The seconds that it took. The last manifest is tried again as long as a run may wait."""
+        try:
+            return written.result()
+        except StorageError as failure:
+            if self.finished is None or self.commits:
+                raise
+            self.observer.decided(f"checkpoint {effect.step} is tried again", str(failure))
+        began = time.monotonic()
+        while True:
+            time.sleep(_DISK_AGAIN_S)
+            try:
+                self._write_manifest(effect)
+                return time.monotonic() - began
+            except StorageError:
+                if time.monotonic() - began > self.job.config.failure.stop_s:
+                    raise
+
     def _tell_commits(self) -> None:
         while self.commits and self.commits[0][1].done():
             effect, written = self.commits.popleft()
             try:
-                seconds = written.result()
+                seconds = self._written(effect, written)
             except StorageError as failure:
                 self.observer.decided(f"checkpoint {effect.step} is given up", str(failure))
                 self.lost_checkpoint = str(failure)

@@ -8,7 +8,8 @@ backup is out; only then is a backup out that was ready, so nobody is promoted w
 
 When a server dies, the first ready backup is promoted. Without one the shard goes back to its
 newest snapshot, as it would have without backups, and those that were still starting go too. A
-place is filled again while training goes on, as often as servers may be restarted.
+place is filled again while training goes on, as often as servers may be restarted: at once if its
+backup was ready or was not to blame, and after a growing wait if it fails again and again before.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class BackupEntry:
     """One place for a backup."""
 
     __slots__ = (
-        "deaths", "due", "heard", "incarnation", "number", "shard", "silence", "state",
+        "deaths", "due", "heard", "in_vain", "incarnation", "number", "shard", "silence", "state",
     )  # fmt: skip
 
     def __init__(self, number: int, shard: int, incarnation: int) -> None:
@@ -47,6 +48,7 @@ class BackupEntry:
         self.incarnation = incarnation
         self.state = BACKUP.start
         self.deaths = 0
+        self.in_vain = 0
         self.due = 0.0
         self.heard = 0.0
         self.silence = Silence()
@@ -61,9 +63,9 @@ class Backups:
 
     Args:
         servers: the scheduler's entries.
-        settings: ``replicas`` places for each shard; each is filled again ``restarts`` times, after
-            ``backoff_s``, doubled for each further death in it; a backup is ready within
-            ``start_s``, or counts as dead.
+        settings: ``replicas`` places for each shard; each is filled again ``restarts`` times: at
+            once, or after ``backoff_s`` if its backup did not get ready, doubled for each further
+            one in a row; a backup is ready within ``start_s``, or counts as dead.
         watch: knows for how long one that is ready may be silent.
     """
 
@@ -108,6 +110,7 @@ class Backups:
         if entry.state == READY:
             return []
         entry.state = BACKUP.after(entry.state, "filled")
+        entry.in_vain = 0
         return [entry.changed("ready", f"has all that server {entry.shard} has")]
 
     def _known(self, number: int, incarnation: int) -> BackupEntry | None:
@@ -125,13 +128,18 @@ class Backups:
             return []
         return self._out(entry, "died", event.reason, now)
 
-    def _out(self, entry: BackupEntry, state: str, why: str, now: float) -> list[Effect]:
+    def _out(
+        self, entry: BackupEntry, state: str, why: str, now: float, *, blamed: bool = True
+    ) -> list[Effect]:
         killed = KillBackup(entry.number, entry.shard, entry.incarnation, why)
-        return [entry.changed(state, why), killed, *self._empties(entry, now)]
+        return [entry.changed(state, why), killed, *self._empties(entry, now, blamed=blamed)]
 
-    def _empties(self, entry: BackupEntry, now: float) -> list[Effect]:
+    def _empties(self, entry: BackupEntry, now: float, *, blamed: bool) -> list[Effect]:
+        wait = 0.0
+        if blamed and entry.state == STARTING:
+            wait = self._settings.backoff_s * 2.0 ** min(entry.in_vain, 30)
+            entry.in_vain += 1
         entry.state = BACKUP.after(entry.state, "empties")
-        wait = self._settings.backoff_s * 2.0 ** min(entry.deaths, 30)
         entry.due = now + min(wait, self._settings.backoff_max_s)
         entry.deaths += 1
         entry.incarnation += 1
@@ -174,7 +182,8 @@ class Backups:
         effects: list[Effect] = []
         for entry in places:
             if entry.state == STARTING:
-                effects += self._out(entry, "died", "its server is gone before it was filled", now)
+                why = "its server is gone before it was filled"
+                effects += self._out(entry, "died", why, now, blamed=False)
         if chosen is None:
             return effects
         server.succeeded(now, promoted=True)
@@ -186,4 +195,4 @@ class Backups:
             chosen.changed("left", f"becomes server {server.shard}"),
             server.changed("started", f"backup {chosen.number} takes over"),
         ]
-        return effects + self._empties(chosen, now)
+        return effects + self._empties(chosen, now, blamed=False)

@@ -2,7 +2,8 @@
 
 Snapshots need no common moment: each holds its shard's parameters *and* ledger, so whatever one
 lacks is known and trained again. A round that loses a server is abandoned, and its number never
-used again.
+used again. The last one of a run is tried again for a while when its disk refuses it: a disk that
+is full, or a share that is away, is often there again some seconds later.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from tardygrad.protocol.effects import CommitCheckpoint, Send
 from tardygrad.protocol.events import SnapshotAsked, SnapshotTaken
 from tardygrad.protocol.membership import ServerEntry
 from tardygrad.protocol.outbox import Outbox
+
+_AGAIN_S = 1.0
 
 
 class CheckpointRound:
@@ -31,6 +34,8 @@ class CheckpointRound:
         self._shards = range(shards)
         self._outbox = outbox
         self._taken: dict[int, SnapshotTaken] = {}
+        self._again: float | None = None
+        self._refused_since: float | None = None
 
     def begin(self, servers: Sequence[ServerEntry], floor: int, now: float) -> list[Send]:
         """Start the next round: all servers are asked for a snapshot.
@@ -42,7 +47,7 @@ class CheckpointRound:
         """
         self.step += 1
         self.active, self.since = True, now
-        self._taken = {}
+        self._taken, self._again = {}, None
         asked = [SnapshotAsked(self.step, floor, server.incarnation) for server in servers]
         return [self._outbox.command(("snapshot", s), s, asked[s], now) for s in self._shards]
 
@@ -53,9 +58,33 @@ class CheckpointRound:
         for shard in self._shards:
             self._outbox.forget(("snapshot", shard))
 
-    def answered(self, shard: int) -> None:
-        """The shard need not be asked again."""
+    def tried_again(self, now: float, patience_s: float) -> bool:
+        """A disk refused the last one: whether another is due soon, or the patience is over."""
+        if self._refused_since is None:
+            self._refused_since = now
+        if now - self._refused_since > patience_s:
+            return False
+        self._again = now + _AGAIN_S
+        return True
+
+    def due_again(self, now: float) -> bool:
+        """Whether the last one is to be tried again now."""
+        return self._again is not None and now >= self._again
+
+    def forgive(self, pause_s: float) -> None:
+        """The scheduler itself was stopped for so long."""
+        self.since += pause_s
+        if self._refused_since is not None:
+            self._refused_since += pause_s
+
+    def late(self, now: float, patience_s: float) -> bool:
+        """Whether snapshots are awaited for longer than this."""
+        return self.active and now - self.since > patience_s
+
+    def answered(self, shard: int) -> bool:
+        """The shard need not be asked again; whether the round is still going on."""
         self._outbox.forget(("snapshot", shard))
+        return self.active
 
     def lacking(self) -> list[int]:
         """The shards whose snapshot is awaited."""

@@ -332,7 +332,7 @@ class Scheduler:
         pause = self._watch.paused(now)
         if pause:
             self._stop_since += pause
-            self.round.since += pause
+            self.round.forgive(pause)
             self.backups.forgive(now)
             why = f"the scheduler itself paused {pause:.1f} s"
             return [Decided("all silence is forgiven", why)]
@@ -373,7 +373,9 @@ class Scheduler:
             return self._save(now) if due and self.serving and not self.round.active else []
         if self.phase == STOPPING:
             return self._look_at_stopping(now)
-        late = self.phase == SAVING and self.round.active and now - self.round.since > s.stop_s
+        if self.serving and self.round.due_again(now):
+            return self._save(now)
+        late = self.phase == SAVING and self.round.late(now, s.stop_s)
         return self._give_up_saving(now) if late else []
 
     def _look_at_stopping(self, now: float) -> list[Effect]:
@@ -418,13 +420,12 @@ class Scheduler:
         entry = self._shard(event.shard, event.incarnation, now)
         if entry is None or event.step != self.round.step:
             return []
-        self.round.answered(event.shard)
-        if not self.round.active:
+        if not self.round.answered(event.shard):
             return []
         if isinstance(event, ev.SnapshotFailed):
             self.round.abandon()
             given_up = Decided(f"checkpoint {event.step} is given up", event.reason)
-            if self.phase != SAVING:
+            if self.phase != SAVING or self.round.tried_again(now, self.settings.stop_s):
                 return [given_up]
             self.phase = RUN.after(self.phase, "fails")
             reason = f"the last checkpoint could not be written: {event.reason}"

@@ -112,7 +112,7 @@ BACKUP = Life(
         ("empty", "started", "starting", "its shard is served: it is filled beside the work"),
         ("starting", "filled", "ready", "it has all that its server has"),
         ("starting ready", "empties", "empty",
-         "it is gone, or silent, or has become the server; in a while another is started"),
+         "it is gone, or silent, or has become the server; another is started"),
     ),
 )  # fmt: skip
 """A place for a backup of a shard's server, as the scheduler knows it."""
