@@ -375,8 +375,7 @@ class Scheduler:
             return self._look_at_stopping(now)
         if self.serving and self.round.due_again(now):
             return self._save(now)
-        late = self.phase == SAVING and self.round.late(now, s.stop_s)
-        return self._give_up_saving(now) if late else []
+        return self._give_up_saving(now) if self.round.late(now, s.stop_s) else []
 
     def _look_at_stopping(self, now: float) -> list[Effect]:
         effects: list[Effect] = []
