@@ -323,8 +323,9 @@ class Replicas:
             died = ev.ServerDied(shard, effect.incarnation, "it was killed before", fatal=False)
             world.later(world.control(), ev.SCHEDULER, died)
             return
-        # It hears nothing else before.
+        # It hears nothing else before, and what it was to hear as a backup is in the log.
         member.started = False
+        member.deferred.clear()
         self._promoted[shard] = follower
         promoted = ev.Promoted(effect.incarnation)
         world.later(world.control(), ("server", shard), promoted, effect.incarnation)

@@ -103,18 +103,23 @@ def _explain_failure(job: Job, stretch: Stretch, reason: str) -> None:
     if reason.startswith("server "):
         enough = stretch.deaths("server", int(server)) > max(restarts, 1)
     elif reason.startswith("no worker is left"):
-        aside = sum(c.state == "put_aside" for _, c in stretch.changes)
+        aside = sum((c.kind, c.state) == ("worker", "put_aside") for _, c in stretch.changes)
         enough = stretch.deaths("worker") >= restarts + aside
     elif "died in a row" in reason:
         # Some may have left, but no fewer than one stays.
         enough = stretch.deaths("worker") > 1 + 2
     elif "no snapshot of" in reason:
-        enough = any(f.kind in ("loss", "delay") for f in job.config.simulation.faults)
+        faults = job.config.simulation.faults
+        enough = any(f.kind in ("loss", "delay") or _deafens_a_server(f) for f in faults)
     else:
         enough = reason.startswith("the last checkpoint could not be written")
     if not enough:
         deaths = {k: stretch.deaths(k) for k in ("worker", "server")}
         raise InvariantViolation(f"the run fails ({reason}) after these deaths: {deaths}")
+
+
+def _deafens_a_server(fault: Fault) -> bool:
+    return fault.kind == "blackout" and str(fault.target).startswith("server-")
 
 
 def last_fault_s(job: Job) -> float:
