@@ -49,7 +49,7 @@ class _Mute(InlineEngine):
 
     def run(self, job: Job, observer: Observer, store: SnapshotStore) -> RunEnd:
         tell = observer.emit
-        observer.emit = lambda event, **fields: (  # type: ignore[method-assign]
+        observer.emit = lambda event, **fields: (  # type: ignore[method-assign]  # the fault
             None if event == "epoch" else tell(event, **fields)
         )
         return super().run(job, observer, store)

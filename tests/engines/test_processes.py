@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from tardygrad.engines import server_process
+from tardygrad.engines import processes, server_process
 from tardygrad.engines.base import Job
 from tardygrad.engines.evaluator_process import read_newest
 from tardygrad.engines.processes import Run
 from tardygrad.engines.shared_memory import Arena, arena_of
 from tardygrad.engines.stores import DirectoryStore
+from tardygrad.errors import StorageError
 from tardygrad.protocol import effects as ef
 from tardygrad.protocol import events as ev
 from tardygrad.testing.simulation import SilentObserver, null_job
@@ -100,6 +101,45 @@ def test_what_was_written_for_a_given_up_checkpoint_goes(run: Run) -> None:
     run.files.write(1, 0, tensors, {})
     run._handle(ev.SnapshotTaken(0, 0, 1, 5, 640, file))
     assert not place.exists()
+
+
+class RefusingStore:
+    """A disk that refuses this many manifests."""
+
+    def __init__(self, refusals: float) -> None:
+        self.left, self.asked = refusals, 0
+
+    def commit(self, step: int, files: Any, state: Any) -> None:
+        self.asked += 1
+        self.left -= 1
+        if self.left >= 0:
+            raise StorageError("the disk is full")
+
+
+@pytest.mark.parametrize(
+    ("finished", "refusals", "asked", "lost"),
+    [
+        (True, 2, 3, ""),
+        (True, float("inf"), None, "the disk is full"),
+        (False, 2, 1, "the disk is full"),
+    ],
+)
+def test_only_the_last_manifest_is_tried_again(
+    run: Run, monkeypatch: pytest.MonkeyPatch, finished: bool, refusals: float,
+    asked: int | None, lost: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(processes, "_DISK_AGAIN_S", 0.001)
+    failure = run.job.config.failure.model_copy(update={"stop_s": 0.02})
+    config = run.job.config.model_copy(update={"failure": failure})
+    monkeypatch.setattr(run, "job", dataclasses.replace(run.job, config=config))
+    store: Any = RefusingStore(refusals)
+    monkeypatch.setattr(run, "store", store)
+    run._commit(ef.CommitCheckpoint(1, (), {"versions": [0], "samples": [0]}))
+    run.finished = ef.Finished("done", "") if finished else None
+    run.writer.shutdown(wait=True)
+    run._tell_commits()
+    assert run.lost_checkpoint == lost
+    assert store.asked == asked if asked else store.asked > 2
 
 
 def test_the_evaluator_reads_what_it_says_it_read(job: Job, arena: Arena) -> None:

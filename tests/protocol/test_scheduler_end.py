@@ -6,6 +6,9 @@ from scheduler_desk import Desk
 
 from tardygrad.protocol import effects as ef
 from tardygrad.protocol import events as ev
+from tardygrad.protocol.checkpointing import CheckpointRound
+from tardygrad.protocol.membership import ServerEntry
+from tardygrad.protocol.outbox import Outbox
 from tardygrad.protocol.scheduler import OVER, RUNNING, SAVING, STOPPING
 
 
@@ -84,11 +87,17 @@ def test_whoever_does_not_leave_in_time_is_killed() -> None:
     assert desk.machine.phase == SAVING and desk.machine.outcome == "preempted"
 
 
-def test_a_last_checkpoint_that_fails_is_a_failure() -> None:
+def saving() -> Desk:
+    """A scheduler that was interrupted, and whose workers have left."""
     desk = Desk()
     desk.serve()
     desk.do(ev.Interrupted("SIGTERM"))
     leave(desk)
+    return desk
+
+
+def test_a_last_checkpoint_that_fails_is_a_failure() -> None:
+    desk = saving()
     for step in range(1, 100):
         desk.do(ev.SnapshotFailed(1, 0, step, "disk full"))
         if finished := desk.of(ef.Finished):
@@ -108,10 +117,7 @@ def tick_until_asked(desk: Desk, step: int) -> None:
 
 
 def test_a_last_checkpoint_waits_for_its_disk() -> None:
-    desk = Desk()
-    desk.serve()
-    desk.do(ev.Interrupted("SIGTERM"))
-    leave(desk)
+    desk = saving()
     desk.do(ev.SnapshotFailed(1, 0, 1, "disk full"))
     assert desk.machine.phase == SAVING and not desk.of(ef.Finished)
     tick_until_asked(desk, 2)
@@ -124,19 +130,26 @@ def test_a_last_checkpoint_waits_for_its_disk() -> None:
 
 
 def test_a_server_that_dies_while_its_disk_is_away_is_waited_for() -> None:
-    desk = Desk()
-    desk.serve()
-    desk.do(ev.Interrupted("SIGTERM"))
-    leave(desk)
+    desk = saving()
     desk.do(ev.SnapshotFailed(1, 0, 1, "disk full"))
     desk.do(ev.ServerDied(0, 0, "killed", False))
     for _ in range(4):
         desk.beat(1)
         assert not desk.sent(ev.SnapshotAsked)
     desk.serve(0, incarnation=1)
-    asked = desk.sent(ev.SnapshotAsked)
-    if not asked:
-        tick_until_asked(desk, 2)
+    assert {a.step for a in desk.sent(ev.SnapshotAsked)} == {2}
+
+
+def test_each_last_checkpoint_has_the_whole_patience() -> None:
+    round_ = CheckpointRound(1, 1, Outbox())
+    servers = [ServerEntry(0, 0)]
+    for began in (0.0, 100.0):
+        for tried in (began, began + 4.0):
+            round_.begin(servers, 0, tried)
+            assert round_.refused(tried, 5.0) and not round_.due_again(tried)
+            assert round_.due_again(tried + 4.0)
+        round_.begin(servers, 0, began + 6.0)
+        assert not round_.refused(began + 6.0, 5.0)
 
 
 def test_nobody_waits_for_a_worker_that_is_yet_to_be_started() -> None:

@@ -291,7 +291,7 @@ def test_what_is_too_stale_as_it_begins_is_stopped_at_once(monkeypatch: pytest.M
     assert not refused, "it is never left to finish a step of a second"
 
 
-def test_only_steps_that_ended_are_counted() -> None:
+def test_only_steps_that_ended_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither those that were stopped nor those in which their worker died."""
     # Right after a report: what a process does after its last one nobody learns.
     crash = {"kind": "crash", "target": "worker-3", "at_s": 1.001}
@@ -314,7 +314,7 @@ def test_only_steps_that_ended_are_counted() -> None:
             handled(now, address, machine, event, effects)
             computed += event.samples if type(event) is ev.Computed else 0
 
-        found.history.handled = watch  # type: ignore[method-assign]
+        monkeypatch.setattr(found.history, "handled", watch)
         statistics = found.run().figures["statistics"]
         counted = statistics.totals("samples")
         assert counted == 64 * statistics.totals("batches") == 64 * statistics.totals("exchanges")

@@ -134,7 +134,7 @@ class Backups:
         killed = KillBackup(entry.number, entry.shard, entry.incarnation, why)
         return [entry.changed(state, why), killed, *self._empties(entry, now, blamed=blamed)]
 
-    def _empties(self, entry: BackupEntry, now: float, *, blamed: bool) -> list[Effect]:
+    def _empties(self, entry: BackupEntry, now: float, *, blamed: bool = True) -> list[Effect]:
         wait = 0.0
         if blamed and entry.state == STARTING:
             wait = self._settings.backoff_s * 2.0 ** min(entry.in_vain, 30)
@@ -195,4 +195,4 @@ class Backups:
             chosen.changed("left", f"becomes server {server.shard}"),
             server.changed("started", f"backup {chosen.number} takes over"),
         ]
-        return effects + self._empties(chosen, now, blamed=False)
+        return effects + self._empties(chosen, now)

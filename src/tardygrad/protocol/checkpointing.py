@@ -47,6 +47,8 @@ class CheckpointRound:
         """
         self.step += 1
         self.active, self.since = True, now
+        if self._again is None:
+            self._refused_since = None
         self._taken, self._again = {}, None
         asked = [SnapshotAsked(self.step, floor, server.incarnation) for server in servers]
         return [self._outbox.command(("snapshot", s), s, asked[s], now) for s in self._shards]
@@ -58,8 +60,11 @@ class CheckpointRound:
         for shard in self._shards:
             self._outbox.forget(("snapshot", shard))
 
-    def tried_again(self, now: float, patience_s: float) -> bool:
-        """A disk refused the last one: whether another is due soon, or the patience is over."""
+    def refused(self, now: float, patience_s: float) -> bool:
+        """A disk refused the last one: whether another is due soon, or the patience is over.
+
+        It began with the first refusal of those that only such tries lie between.
+        """
         if self._refused_since is None:
             self._refused_since = now
         if now - self._refused_since > patience_s:

@@ -424,7 +424,7 @@ class Scheduler:
         if isinstance(event, ev.SnapshotFailed):
             self.round.abandon()
             given_up = Decided(f"checkpoint {event.step} is given up", event.reason)
-            if self.phase != SAVING or self.round.tried_again(now, self.settings.stop_s):
+            if self.phase != SAVING or self.round.refused(now, self.settings.stop_s):
                 return [given_up]
             self.phase = RUN.after(self.phase, "fails")
             reason = f"the last checkpoint could not be written: {event.reason}"

@@ -110,7 +110,7 @@ def _explain_failure(job: Job, stretch: Stretch, reason: str) -> None:
         enough = stretch.deaths("worker") > 1 + 2
     elif "no snapshot of" in reason:
         faults = job.config.simulation.faults
-        enough = any(f.kind in ("loss", "delay") or _deafens_a_server(f) for f in faults)
+        enough = any(f.kind in ("loss", "delay") or _cuts_off_a_server(f) for f in faults)
     else:
         enough = reason.startswith("the last checkpoint could not be written")
     if not enough:
@@ -118,7 +118,7 @@ def _explain_failure(job: Job, stretch: Stretch, reason: str) -> None:
         raise InvariantViolation(f"the run fails ({reason}) after these deaths: {deaths}")
 
 
-def _deafens_a_server(fault: Fault) -> bool:
+def _cuts_off_a_server(fault: Fault) -> bool:
     return fault.kind == "blackout" and str(fault.target).startswith("server-")
 
 
