@@ -117,6 +117,55 @@ def test_a_pause_of_the_scheduler_forgives_everybody() -> None:
     assert LEASE_S < START_S
 
 
+# --- workers that wait for each other -----------------------------------------------------------
+
+
+def waiting(*clocks: int) -> Desk:
+    """Workers at work that have come so far, those with the highest clocks first."""
+    desk = Desk(workers=len(clocks), uses_clocks=True)
+    desk.serve()
+    for worker in sorted(range(len(clocks)), key=lambda w: -clocks[w]):
+        desk.ask(worker)
+        [told, _] = desk.sent(ev.MembersChanged)
+        for shard in (0, 1):
+            desk.do(ev.MembersSeen(shard, told.generation))
+        for steps in (1, 2):
+            desk.do(ev.Heartbeat("worker", worker, 0, steps, clocks[worker]), after=0.1)
+    return desk
+
+
+def hold(desk: Desk, clocks: list[int], most_s: float = 1000.0) -> Any:
+    """All stand still with these clocks, until one is killed; who, or None."""
+    began = desk.now
+    while desk.now - began < most_s:
+        desk.now += 0.5
+        for shard in range(2):
+            desk.do(ev.Heartbeat("server", shard, 0, 0))
+        for worker, clock in enumerate(clocks):
+            steps = desk.machine.workers[worker].steps
+            desk.do(ev.Heartbeat("worker", worker, 0, steps, clock))
+        desk.do(ev.Tick())
+        if killed := desk.of(ef.KillWorker):
+            return killed[0].worker
+    return None
+
+
+def test_the_one_with_the_lowest_clock_is_awaited_however_long_others_stand_still() -> None:
+    # Worker 1 stands still longest, and waits for worker 0.
+    assert hold(waiting(4, 5, 5), [4, 5, 5]) == 0
+
+
+def test_whoever_was_waited_for_frees_the_others() -> None:
+    clocks = [4, 5, 5]
+    desk = waiting(*clocks)
+    limit = 10 * LEASE_S
+    assert hold(desk, clocks, most_s=limit - 2.0) is None
+    desk.do(ev.Heartbeat("worker", 0, 0, 3, 5))
+    # The others stood still as long, but had to.
+    assert hold(desk, [5, 5, 5], most_s=limit - 2.0) is None
+    assert hold(desk, [5, 5, 5], most_s=4.0) == 1
+
+
 # --- deaths in vain -----------------------------------------------------------------------------
 
 

@@ -22,11 +22,11 @@ PLAN = FragmentPlan(samples=40_000, batch_size=4, fragment_batches=100, seed=0)
 
 def worker(
     *, shards: int = 2, period: int = 1, in_flight: int = 0, consistency: ASP | SSP | None = None,
-    incarnation: int = 0,
+    incarnation: int = 0, awaits_commit: bool = False,
 ) -> Worker:  # fmt: skip
     settings = WorkerSettings(
         lineage=7, shards=shards, exchange_period=lambda _: period, plan=PLAN, in_flight=in_flight,
-        consistency=consistency or ASP(), resend_s=RESEND_S,
+        consistency=consistency or ASP(), awaits_commit=awaits_commit, resend_s=RESEND_S,
     )  # fmt: skip
     return Worker(3, settings, incarnation=incarnation)
 
@@ -316,6 +316,43 @@ def test_clocks_are_taken_up_but_never_from_nobody() -> None:
     assert bench.acked(push, 1)[1:] == [ef.Pull(2, (6, 6), False)]
     bench.pulled(clock=NOBODY)
     assert bench.machine.clock == 7
+
+
+def test_its_clock_is_told_as_far_as_it_is_answered() -> None:
+    bench = Bench(worker(consistency=SSP(bound=1)))
+    bench.grant(lease(clock=2))
+    bench.pulled(clock=6)
+    assert bench.machine.awaited_clock == 6
+    push = bench.computed()
+    bench.acked(push, 0)
+    # Others still wait for what it has pushed.
+    assert (bench.machine.clock, bench.machine.awaited_clock) == (7, 6)
+    bench.acked(push, 1)
+    assert bench.machine.awaited_clock == 7
+
+
+def test_where_a_commit_is_awaited_the_versions_are_told() -> None:
+    bench = Bench(worker(awaits_commit=True))
+    bench.grant(lease())
+    bench.pulled()
+    push = bench.computed()
+    assert bench.machine.awaited_clock == 0
+    bench.acked(push, 0)
+    assert bench.machine.awaited_clock == 5
+    # One that came too late leads no less far: it waits for nobody behind.
+    bench.acked(push, 1, ev.DROPPED)
+    assert bench.machine.awaited_clock == 5 + 6
+    bench.do(ev.SessionEnded(2))
+    bench.grant(lease(6, 2, first=1))
+    assert bench.machine.awaited_clock == 0
+
+
+def test_where_nobody_waits_no_clock_is_told() -> None:
+    bench = at_work()
+    push = bench.computed()
+    for shard in (0, 1):
+        bench.acked(push, shard)
+    assert (bench.machine.clock, bench.machine.awaited_clock) == (1, 0)
 
 
 def test_an_ask_names_the_clock() -> None:

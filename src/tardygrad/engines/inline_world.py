@@ -370,7 +370,8 @@ class World(ABC):
         for address, member in self.everybody():
             if self.frozen(address, member):
                 continue
-            beat = ev.Heartbeat(*address, member.incarnation, member.steps)
+            clock = member.machine.awaited_clock if address[0] == "worker" else 0
+            beat = ev.Heartbeat(*address, member.incarnation, member.steps, clock)
             if self.fate.quiet:
                 self.to_scheduler(beat)
             else:

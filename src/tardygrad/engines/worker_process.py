@@ -209,6 +209,7 @@ class _WorkerProcess:
         actions = self.actions
         for effect in self.machine.handle(event, time.monotonic()):
             actions[type(effect)](effect)
+        self.link.clock = self.machine.awaited_clock
 
     # --- what comes in ------------------------------------------------------------------------
 

@@ -184,12 +184,17 @@ class WorkerLeft(NamedTuple):
 
 
 class Heartbeat(NamedTuple):
-    """A sign of life of a worker or server. ``steps`` grows with each unit of work done."""
+    """A sign of life of a worker, server or backup.
+
+    ``steps`` grows with each unit of work done. ``clock`` is how far a worker is by what others may
+    have to wait for: its clock, or the versions that its updates led to; 0 where nobody waits.
+    """
 
     kind: str
     id: int
     incarnation: int
     steps: int
+    clock: int = 0
 
 
 # --- scheduler <-> server ---------------------------------------------------------------------

@@ -23,7 +23,7 @@ class WorkerEntry:
     """One worker slot."""
 
     __slots__ = (
-        "asked", "booked", "deaths", "due", "granted", "heard", "in_vain", "incarnation",
+        "asked", "booked", "clock", "deaths", "due", "granted", "heard", "in_vain", "incarnation",
         "last_ask", "moved", "session", "silence", "slowest_s", "state", "steps", "wanted",
         "worker",
     )  # fmt: skip
@@ -38,6 +38,7 @@ class WorkerEntry:
         self.moved = 0.0
         self.slowest_s = 0.0
         self.steps = -1
+        self.clock = 0
         self.booked = False
         self.wanted = True
         self.deaths = 0
@@ -72,13 +73,15 @@ class WorkerEntry:
         self.asked = self.granted = None
         self.last_ask = 0
         self.steps = -1
+        self.clock = 0
         self.booked = False
         self.due = self.heard = self.moved = due
         self.silence.breaks_off()
 
-    def beat(self, steps: int, now: float) -> None:
+    def beat(self, steps: int, clock: int, now: float) -> None:
         """A sign of life; progress too if ``steps`` grew."""
         self.heard = now
+        self.clock = clock
         self.silence.heard(now)
         if steps > self.steps:
             if self.steps > 0:

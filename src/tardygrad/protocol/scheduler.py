@@ -277,7 +277,7 @@ class Scheduler:
             return []
         entry = self._known(event.id, event.incarnation)
         if entry is not None:
-            entry.beat(event.steps, now)
+            entry.beat(event.steps, event.clock, now)
         return []
 
     def _worker_died(self, event: ev.WorkerDied, now: float) -> list[Effect]:

@@ -6,6 +6,10 @@ there, not that it does anything. Therefore two clocks are kept for each member:
 is silent, see ``Silence``; how long a worker's steps take) or grow with each death in a row (how
 long it takes to build a model), so that what is merely slow gets through in the end.
 
+Where workers wait for each other, standing still is held against one alone: of those that are least
+far, by the clock in their signs of life, the one that stands still longest. Whoever is least far
+waits for nobody. It may have done so until the last of them came as far: that counts as moving.
+
 Members that are silent together are so for one reason, and it is none of theirs: the machine. And
 nothing means anything if the scheduler itself was stopped: then all is forgiven.
 """
@@ -52,6 +56,9 @@ class Watch:
         self._silence_limits, self._lease_s, self._start_s = silence, lease_s, start_s
         self._uses_clocks = uses_clocks
         self._last_look = 0.0
+        # How far the last of those at work was, and since when the others need not wait for that.
+        self._least = 0
+        self._freed = 0.0
 
     def begin(self, now: float) -> None:
         """The run begins."""
@@ -78,7 +85,7 @@ class Watch:
         """The workers that must be taken for dead, and why."""
         # While a server is missing nobody can move.
         serving = all(s.ready for s in self._servers)
-        awaited = self._awaited() if self._uses_clocks else None
+        awaited = self._awaited(now) if self._uses_clocks else None
         for entry in self._workers:
             if entry.alive:
                 may_move = serving and awaited in (None, entry)
@@ -100,10 +107,15 @@ class Watch:
                 if asked is not None and now - asked > self._start_s:
                     yield entry, f"no answer for {now - asked:.1f} s (allowed: {self._start_s:g} s)"
 
-    def _awaited(self) -> WorkerEntry | None:
-        """Of those at work, the one that stands still longest: where clocks bind, others wait."""
+    def _awaited(self, now: float) -> WorkerEntry | None:
+        """Whom others may wait for, of those at work: of those least far, the longest still."""
         at_work = [w for w in self._workers if w.alive and self._book.holds_lease(w.worker)]
-        return min(at_work, key=lambda w: w.moved, default=None)
+        found = min(at_work, key=lambda w: (w.clock, w.moved), default=None)
+        if found is not None:
+            if found.clock > self._least:
+                self._freed = now
+            self._least = found.clock
+        return found
 
     def quiet_s(self, entry: _Heard, now: float) -> float:
         """For so many seconds a member that is up may be silent."""
@@ -135,7 +147,7 @@ class Watch:
         allowed = max(10 * self._lease_s, 20 * entry.slowest_s)
         if entry.steps <= 0:
             allowed = max(allowed, patience, 20 * max(w.slowest_s for w in self._workers))
-        still = now - entry.moved
+        still = now - max(entry.moved, self._freed)
         return (
             f"no progress for {still:.1f} s (allowed: {allowed:.1f} s)" if still > allowed else ""
         )

@@ -102,6 +102,8 @@ class Worker:
         self._reads: tuple[ev.Read, ...] = ()
         # For each shard the version that its last update will be a part of, if it is gathered.
         self._awaited = [NO_NEED] * len(settings.shards)
+        # The version that this session's last answered update led to, gathered or not.
+        self._reached = [0] * len(settings.shards)
         self._received = 0
         # What this process has computed and how long that took, the first range left out.
         self._warm = False
@@ -167,6 +169,13 @@ class Worker:
         need = self.settings.consistency.need(self.clock)
         return () if need == NO_NEED else (need,) * len(self.settings.shards)
 
+    @property
+    def awaited_clock(self) -> int:
+        """How far the servers know it to be, where others wait for that; else 0."""
+        if self.settings.consistency.uses_clocks:
+            return min((sent.push.clock for sent in self.outstanding.values()), default=self.clock)
+        return sum(self._reached) if self.settings.awaits_commit else 0
+
     def _take_up(self) -> bool:
         lease = self.upcoming
         if lease is None:
@@ -176,6 +185,7 @@ class Worker:
                 # The slots of the old session are still being read.
                 return False
             self.session = lease.session
+            self._reached = [0] * len(self.settings.shards)
             self._fresh = True
             self.group = self._next_group
             self._connected = self.group.size == 1
@@ -359,6 +369,8 @@ class Worker:
             entry.lost.add(event.shard)
         version = entry.push.reads[event.shard][1]
         self._awaited[event.shard] = version + 1 if gathered else NO_NEED
+        if self.settings.awaits_commit:
+            self._reached[event.shard] = version + 1
         if entry.waiting:
             return []
         del self.outstanding[event.seq]

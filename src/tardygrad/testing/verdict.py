@@ -9,9 +9,12 @@ one worker alone would need for all the work again.
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 
 from tardygrad.config import Fault
 from tardygrad.engines.base import Job
+from tardygrad.engines.inline_links import links_of
 from tardygrad.errors import InvariantViolation
 from tardygrad.protocol import effects as ef
 from tardygrad.staleness import CutOff
@@ -75,7 +78,9 @@ def _explain(job: Job, now: float, change: ef.MemberChanged) -> None:
         if (f.kind in ("hang", "blackout") and f.target in names)
         or (f.kind in ("loss", "delay") and f.target in (None, *names))
     ]
-    lossy = any(f.kind in ("loss", "delay") and f.rate >= 0.1 for f in faults)
+    # One late message is enough where none that is sent again overtakes it.
+    enough = {"loss": 0.1, "delay": 0.0 if keeps_order(job) else 0.1}
+    lossy = any(f.rate >= enough.get(f.kind, 2.0) for f in faults)
     silent = change.reason.startswith(("no sign of life", "not ready")) and silencing
     slowed = _product([f for f in faults if f.kind == "slow" and f.target == name])
     deaf = any(f.kind == "blackout" and f.way != "both" for f in faults)
@@ -145,7 +150,9 @@ def allowance_s(job: Job) -> float:
     exchange += _transfer_s(job)
     if any(f.kind in ("loss", "delay") for f in sim.faults):
         # A pull and a push, each answered by all shards, each way lost or late now and then.
-        exchange += 12 * job.resend_s
+        exchange += 2 * max(6, tries(job)) * job.resend_s
+    if keeps_order(job):
+        exchange += 2 * len(job.ranges) * way * _lateness(job)
     policy = job.method.staleness
     times = 1
     if isinstance(policy, CutOff) and policy.again:
@@ -153,6 +160,46 @@ def allowance_s(job: Job) -> float:
     work = batches * times * (slowest * 2 + exchange)
     recovery = failure.lease_s + failure.backoff_max_s + failure.stop_s + 20 * job.resend_s
     return work + 4 * recovery
+
+
+def tries(job: Job) -> float:
+    """How often a worker asks, in the mean, until each shard's answer has come through.
+
+    Half of what passes each way makes four tries; of two shards the later one is waited for.
+
+    >>> from tardygrad.testing.simulation import null_job
+    >>> lossy = {"faults": [{"kind": "loss", "rate": 0.5, "target": "worker-0"}]}
+    >>> [round(tries(null_job(workers=1, servers=s, simulation=lossy)), 2) for s in (1, 2)]
+    [4.0, 5.71]
+    """
+    losses = [f for f in job.config.simulation.faults if f.kind == "loss" and _lasts(f)]
+    shards = len(job.ranges)
+    ways = itertools.product(range(crew_max(job)), range(shards))
+    passes = min(
+        math.prod(1.0 - f.rate for f in losses if f.target in (None, f"worker-{w}", f"server-{s}"))
+        for w, s in ways
+    )
+    if not passes:
+        return math.inf
+    # The mean of the largest of some geometric numbers. What is asked must pass, and the answer.
+    found, some_miss, missed = 0.0, 1.0, 1.0
+    while some_miss > 1e-6:
+        found += some_miss
+        missed *= 1.0 - passes**2
+        some_miss = 1.0 - (1.0 - missed) ** shards
+    return found
+
+
+def keeps_order(job: Job) -> bool:
+    """Whether messages queue on links: one that is sent again does not overtake a late one."""
+    sim = job.config.simulation
+    return links_of(sim.bandwidth, crew_max(job), len(job.ranges)) is not None
+
+
+def _lateness(job: Job) -> float:
+    """By how much a message takes longer, in the mean, for the delays of the plan."""
+    delays = [f for f in job.config.simulation.faults if f.kind == "delay" and _lasts(f)]
+    return math.prod(1.0 + f.rate * (f.factor - 1.0) for f in delays)
 
 
 def _lasts(fault: Fault) -> bool:
