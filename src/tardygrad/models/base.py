@@ -48,6 +48,11 @@ class ModelAdapter(Protocol):
         """Whether it can add up the gradients of batches as well as a float32 vector does."""
         ...
 
+    @property
+    def in_place(self) -> bool:
+        """Whether the model computes with `flat` itself: `step` changes it, no `read` is needed."""
+        ...
+
     def read(self) -> torch.Tensor:
         """The parameters as they are now, `[P]`: a view of `flat`; clone it to keep it."""
         ...

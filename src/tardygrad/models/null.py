@@ -32,7 +32,7 @@ class NullAdapter:
     def __init__(self, size: int = 1) -> None:
         if size < 1:
             raise ModelError(f"a null model needs at least 1 parameter, got {size}")
-        self.adds = True
+        self.adds = self.in_place = True
         self.layout = Layout.of([("null", (size,), "float32")])
 
     @cached_property

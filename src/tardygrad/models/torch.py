@@ -62,6 +62,7 @@ class TorchAdapter:
         layout: How its tensors lie in the flat vector.
         flat: The flat vector `[layout.size]`; current after `read`.
         adds: Whether all gradients are float32, so that autograd may add up those of batches.
+        in_place: Whether the parameters are views of `flat`.
 
     Raises:
         ModelError: If nothing in it can be trained, or something of a dtype that cannot.
@@ -96,14 +97,14 @@ class TorchAdapter:
         self._staging = self._own if self._on_cpu else torch.zeros_like(self._own, device=device)
         self._staging_views = _views(self._staging, self.layout.parameters)
         # Strides and not is_contiguous(), which takes channels_last with one channel for both.
-        self._bound = self._on_cpu and all(
+        self.in_place = self._on_cpu and all(
             parameter.dtype == torch.float32 and parameter.stride() == view.stride()
             for parameter, view in zip(self._parameters, self._staging_views, strict=True)
         )
         self.adds = all(parameter.dtype == torch.float32 for parameter in self._parameters)
         self._data = [p.detach() for p in self._parameters]
         torch._foreach_copy_(self._staging_views, self._data)
-        if self._bound:
+        if self.in_place:
             for parameter, view in zip(self._parameters, self._staging_views, strict=True):
                 parameter.data = view
             self._data = self._staging_views
@@ -123,7 +124,7 @@ class TorchAdapter:
     def read(self) -> torch.Tensor:
         """The parameters as they are now, `[P]`: a view of `flat`; clone it to keep it."""
         self._give_back(keep=True)
-        if not self._bound:
+        if not self.in_place:
             torch._foreach_copy_(self._staging_views, self._data)
             if not self._on_cpu:
                 self._own.copy_(self._staging)
@@ -145,7 +146,7 @@ class TorchAdapter:
         Whoever lends it leaves it as it is until the next `borrow` or `load`; `step`, `blend` and
         `read` work on a copy. Returns False, and changes nothing, if the parameters are no views.
         """
-        if not self._bound:
+        if not self.in_place:
             return False
         views = self._lent.get(flat.data_ptr())
         if views is None:
@@ -280,7 +281,7 @@ class TorchAdapter:
         if mixing == 1.0:
             self.load(pulled)
         elif mixing != 0.0:
-            if not self._bound:
+            if not self.in_place:
                 torch._foreach_copy_(self._staging_views, self._data)
             pulled = pulled[: self.layout.parameters_size].to(self.device)
             self._staging.lerp_(pulled, mixing)
@@ -345,7 +346,7 @@ class TorchAdapter:
 
     def _store(self) -> None:
         """Make the parameters what `_staging` says."""
-        if not self._bound:
+        if not self.in_place:
             torch._foreach_copy_(self._data, self._staging_views)
 
     def _collect(self) -> None:

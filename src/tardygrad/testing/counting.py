@@ -29,7 +29,7 @@ class CountingAdapter:
     def __init__(self, samples: int, shards: int) -> None:
         self.width = -(-samples // ALIGN) * ALIGN
         self.shards = shards
-        self.adds = False
+        self.adds = self.in_place = False
         self.layout = Layout.of([("counts", (shards, self.width), "float32")])
         self.flat = torch.zeros(self.layout.size)
         self._samples = torch.zeros(0, dtype=torch.int64)

@@ -19,7 +19,7 @@ import torch
 from pydantic import Field
 
 from tardygrad.methods.base import Outcome, ServerRule, Step, WorkerRule
-from tardygrad.methods.rules.optimizers import OptimizerConfig, OptimizerServer, sgd
+from tardygrad.methods.rules.optimizers import OptimizerConfig, OptimizerServer, is_plain, sgd
 from tardygrad.methods.rules.settings import TrainingMethod, gradient
 from tardygrad.methods.schedules import Constant
 
@@ -87,13 +87,19 @@ class InnerOptimizer:
         self._parameter = torch.nn.Parameter(self.flat)
         self._inner = self._method.optimizer.build(self._parameter)
         self._group = self._inner.param_groups[0]
+        self._is_plain = self._adapter.in_place and is_plain(self._inner)
 
     def step(self, step: Step) -> float:
         """Train one batch; returns its loss."""
         adapter = self._adapter
         loss = gradient(adapter, self._method, step)
+        rate = self._method.learning_rate(step.consumed)
+        if self._is_plain:
+            # What torch.optim.SGD does, to the bit, with the gradients where autograd left them.
+            adapter.step(rate)
+            return loss
         adapter.write_gradient(self._gradient, add=False)
-        self._group["lr"] = self._method.learning_rate(step.consumed)
+        self._group["lr"] = rate
         self._parameter.grad = self._gradient
         self._inner.step()
         adapter.load(self.flat)

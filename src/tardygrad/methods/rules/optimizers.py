@@ -94,6 +94,13 @@ def adamw(lr: float, **arguments: Any) -> OptimizerConfig:
     return OptimizerConfig.model_validate({"class": "AdamW", "arguments": {"lr": lr, **arguments}})
 
 
+def is_plain(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether its step is ``parameter -= lr * gradient`` and nothing else."""
+    group = optimizer.param_groups[0]
+    more = ("momentum", "weight_decay", "maximize", "nesterov")
+    return type(optimizer) is torch.optim.SGD and not any(group[key] for key in more)
+
+
 class OptimizerServer:
     """A ``torch.optim`` optimizer over one flat shard."""
 
@@ -106,9 +113,7 @@ class OptimizerServer:
         self._parameter = torch.nn.Parameter(parameters)
         self._optimizer = optimizer.build(self._parameter)
         self._group = self._optimizer.param_groups[0]
-        self._is_plain = type(self._optimizer) is torch.optim.SGD and not any(
-            self._group[key] for key in ("momentum", "weight_decay", "maximize", "nesterov")
-        )
+        self._is_plain = is_plain(self._optimizer)
 
     @property
     def parameters(self) -> torch.Tensor:
