@@ -10,7 +10,7 @@ import functools
 import json
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from benchmarks import uneven
@@ -62,8 +62,8 @@ def _ours(kind: str, workers: int, **method: Any) -> Side:
     return lambda _: _value("ours", "speed", document, WINDOW_S)
 
 
-def _plain(kind: str) -> Side:
-    return lambda _: _value("plain", "speed", kind, WINDOW_S)
+def _plain(kind: str, *optimizer: str | float) -> Side:
+    return lambda _: _value("plain", "speed", kind, WINDOW_S, *optimizer)
 
 
 def _replicas(workers: int, replicas: int) -> Side:
@@ -209,18 +209,28 @@ def _speeds() -> list[Figure]:
     ]  # fmt: skip
 
 
-def _method_figure(name: str) -> Figure:
-    """A method with its defaults; of the local ones, each with the same H."""
+def _method_figures(name: str) -> Iterator[Figure]:
+    """A method with its defaults; of the local ones, each with the same H.
+
+    If its workers' optimizer is another than SGD, also beside a plain loop that has that one.
+    """
     method = methods.find(name)
     local = issubclass(method, LocalMethod)
     settings = {"name": name, **({"exchange_period": LOCAL_STEPS} if local else {})}
     document = json.dumps(_document("tardygrad.recipes.networks:mlp", _MNIST, 2, method=settings))
-    return Figure(
-        f"method {name}, mlp, 2 workers, vs plain", "samples/s",
-        lambda _: _value("ours", "speed", document, WINDOW_S), _plain("mlp"),
-        1.9 if local else None, None, rounds=3,
-        note=f"its defaults, H = {LOCAL_STEPS}" if local else "its defaults",
-    )  # fmt: skip
+    peers = {"plain": _plain("mlp")}
+    found = methods.parse(settings)
+    if isinstance(found, LocalMethod) and found.optimizer.class_name != "SGD":
+        optimizer = found.optimizer
+        own = optimizer.class_name, optimizer.learning_rate
+        peers[f"plain with {optimizer.class_name}"] = _plain("mlp", *own)
+    for peer, side in peers.items():
+        yield Figure(
+            f"method {name}, mlp, 2 workers, vs {peer}", "samples/s",
+            lambda _: _value("ours", "speed", document, WINDOW_S), side,
+            1.9 if local else None, None, rounds=3,
+            note=f"its defaults, H = {LOCAL_STEPS}" if local else "its defaults",
+        )  # fmt: skip
 
 
 def figures() -> list[Figure]:
@@ -269,5 +279,5 @@ def figures() -> list[Figure]:
                judged="difference", smaller_is_better=True,
                note="mlp, 2 workers; a page that processes share counts for each by its share"),
         *(_codec_figure(name) for name in codecs.names() if name != "fp32"),
-        *(_method_figure(name) for name in methods.names()),
+        *(figure for name in methods.names() for figure in _method_figures(name)),
     ]  # fmt: skip

@@ -1,7 +1,8 @@
 """The peer: one process, a PyTorch loop written well.
 
 Data are float32 tensors in memory, a batch is one ``index_select`` of a permutation, gradients are
-set to None, the optimizer is ``torch.optim.SGD`` as it comes, one compute thread.
+set to None, the optimizer is ``torch.optim.SGD`` (or the one that is named) as it comes, one
+compute thread.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ BATCH = 64
 _MODELS: dict[str, Callable[[], torch.nn.Module]] = {"mlp": mlp, "cnn": cnn}
 
 
-def speed(kind: str, seconds: float) -> dict[str, float]:
+def speed(kind: str, seconds: float, name: str = "SGD", rate: float = 0.05) -> dict[str, float]:
     """Samples per second over ``seconds``, after one second of warm-up, and the memory in use."""
     x, y = mnist.load()[0].tensors
     model = _MODELS[kind]()
     loss_function = torch.nn.functional.cross_entropy
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    optimizer = getattr(torch.optim, name)(model.parameters(), lr=rate)
     done, started, warm_until = 0, 0.0, time.monotonic() + 1.0
     while True:
         order = torch.randperm(len(x))
@@ -119,7 +120,8 @@ def main() -> None:
     torch.set_num_threads(1)
     what, *rest = sys.argv[1:]
     if what == "speed":
-        print(json.dumps(speed(rest[0], float(rest[1]))))
+        kind, seconds, name, rate = [*rest, "SGD", "0.05"][:4]
+        print(json.dumps(speed(kind, float(seconds), name, float(rate))))
         return
     if what == "accuracy":
         value = accuracy(int(rest[0]))
