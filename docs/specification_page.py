@@ -73,8 +73,7 @@ each is found.
 
 **Drawn.** `python -m tardygrad.testing.fuzz` simulates whole runs of all methods with random misfortunes in
 virtual time; `make nightly` takes 20000 of them and searches larger clusters.
-The 20000 of seeds 0 to 19999 lose and double nothing. In six (7054, 10607, 11581, 12496, 12856, 17077) the judge
-objects to something else: a worker is suspected without a cause that it knows, or a run takes longer than it allows.
+The 20000 of seeds 0 to 19999 break nothing (41.5 million events).
 
 **What that does not say.** The search holds for its sizes and its number of misfortunes. Its messages other
 than pushes arrive at once unless a fault is spent on them, and patience runs out only when nothing is on its

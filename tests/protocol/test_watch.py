@@ -130,7 +130,8 @@ def waiting(*clocks: int) -> Desk:
         for shard in (0, 1):
             desk.do(ev.MembersSeen(shard, told.generation))
         for steps in (1, 2):
-            desk.do(ev.Heartbeat("worker", worker, 0, steps, clocks[worker]), after=0.1)
+            session = desk.machine.workers[worker].session
+            desk.do(ev.Heartbeat("worker", worker, 0, steps, session, clocks[worker]), after=0.1)
     return desk
 
 
@@ -142,8 +143,9 @@ def hold(desk: Desk, clocks: list[int], most_s: float = 1000.0) -> Any:
         for shard in range(2):
             desk.do(ev.Heartbeat("server", shard, 0, 0))
         for worker, clock in enumerate(clocks):
-            steps = desk.machine.workers[worker].steps
-            desk.do(ev.Heartbeat("worker", worker, 0, steps, clock))
+            entry = desk.machine.workers[worker]
+            beat = ev.Heartbeat("worker", worker, 0, entry.steps, entry.session, clock)
+            desk.do(beat)
         desk.do(ev.Tick())
         if killed := desk.of(ef.KillWorker):
             return killed[0].worker
@@ -160,10 +162,35 @@ def test_whoever_was_waited_for_frees_the_others() -> None:
     desk = waiting(*clocks)
     limit = 10 * LEASE_S
     assert hold(desk, clocks, most_s=limit - 2.0) is None
-    desk.do(ev.Heartbeat("worker", 0, 0, 3, 5))
+    desk.do(ev.Heartbeat("worker", 0, 0, 3, desk.machine.workers[0].session, 5))
     # The others stood still as long, but had to.
     assert hold(desk, [5, 5, 5], most_s=limit - 2.0) is None
     assert hold(desk, [5, 5, 5], most_s=4.0) == 1
+
+
+def test_whoever_begins_anew_gives_nobody_more_time() -> None:
+    desk = waiting(5, 5, 5)
+    began = desk.now
+    clocks = [5, 5, 5]
+    while (killed := hold(desk, clocks, most_s=20.0)) is None:
+        # Worker 2 begins a session again and again, and comes as far each time.
+        clocks[2] = 0 if clocks[2] else 5
+        desk.do(ev.Heartbeat("worker", 1, 0, desk.machine.workers[1].steps + 1))
+        assert desk.now - began < 200.0
+    assert killed == 0
+
+
+def test_a_clock_of_a_session_that_is_over_says_nothing() -> None:
+    desk = waiting(9, 5)
+    stale = desk.machine.workers[0].session - 1
+    desk.do(ev.Heartbeat("worker", 0, 0, 2, stale, 9))
+    assert [w.clock for w in desk.machine.workers] == [0, 5]
+
+
+def test_a_new_process_is_behind_all_others() -> None:
+    desk = waiting(9, 5)
+    desk.do(ev.WorkerDied(0, 0, "killed", False))
+    assert [w.clock for w in desk.machine.workers] == [0, 5]
 
 
 # --- deaths in vain -----------------------------------------------------------------------------

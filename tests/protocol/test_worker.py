@@ -322,13 +322,13 @@ def test_its_clock_is_told_as_far_as_it_is_answered() -> None:
     bench = Bench(worker(consistency=SSP(bound=1)))
     bench.grant(lease(clock=2))
     bench.pulled(clock=6)
-    assert bench.machine.awaited_clock == 6
+    assert bench.machine.reached_clock == 6
     push = bench.computed()
     bench.acked(push, 0)
     # Others still wait for what it has pushed.
-    assert (bench.machine.clock, bench.machine.awaited_clock) == (7, 6)
+    assert (bench.machine.clock, bench.machine.reached_clock) == (7, 6)
     bench.acked(push, 1)
-    assert bench.machine.awaited_clock == 7
+    assert bench.machine.reached_clock == 7
 
 
 def test_where_a_commit_is_awaited_the_versions_are_told() -> None:
@@ -336,15 +336,15 @@ def test_where_a_commit_is_awaited_the_versions_are_told() -> None:
     bench.grant(lease())
     bench.pulled()
     push = bench.computed()
-    assert bench.machine.awaited_clock == 0
+    assert bench.machine.reached_clock == 0
     bench.acked(push, 0)
-    assert bench.machine.awaited_clock == 5
+    assert bench.machine.reached_clock == 5
     # One that came too late leads no less far: it waits for nobody behind.
     bench.acked(push, 1, ev.DROPPED)
-    assert bench.machine.awaited_clock == 5 + 6
+    assert bench.machine.reached_clock == 5 + 6
     bench.do(ev.SessionEnded(2))
     bench.grant(lease(6, 2, first=1))
-    assert bench.machine.awaited_clock == 0
+    assert bench.machine.reached_clock == 0
 
 
 def test_where_nobody_waits_no_clock_is_told() -> None:
@@ -352,7 +352,7 @@ def test_where_nobody_waits_no_clock_is_told() -> None:
     push = bench.computed()
     for shard in (0, 1):
         bench.acked(push, shard)
-    assert (bench.machine.clock, bench.machine.awaited_clock) == (1, 0)
+    assert (bench.machine.clock, bench.machine.reached_clock) == (1, 0)
 
 
 def test_an_ask_names_the_clock() -> None:

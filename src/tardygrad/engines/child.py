@@ -258,7 +258,7 @@ class Link:
         self._directory = directory
         self._secret = seals.inherited()
         self.starting = False
-        self.clock = 0  # told with each sign of life
+        self.clock = (0, 0)  # a worker's session and its clock there, told with each sign of life
         self._context = zmq.Context()
         self.socket = self._connect(self._context, "control")
         # Orders come to where a sealed message was last sent from.
@@ -293,7 +293,7 @@ class Link:
             # A context of its own: closing the control socket must not wait for this one.
             socket = self._connect(zmq.Context(), "heartbeats")
             while True:
-                beat = ev.Heartbeat(*self._who, steps(), self.clock)
+                beat = ev.Heartbeat(*self._who, steps(), *self.clock)
                 name = name_of((beat.kind, beat.id), beat.incarnation)
                 frames = wire.encode(beat), packed(report())
                 socket.send_multipart(self._secret.close(seals.BEATS, name, *frames))

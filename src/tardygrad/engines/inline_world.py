@@ -370,8 +370,10 @@ class World(ABC):
         for address, member in self.everybody():
             if self.frozen(address, member):
                 continue
-            clock = member.machine.awaited_clock if address[0] == "worker" else 0
-            beat = ev.Heartbeat(*address, member.incarnation, member.steps, clock)
+            beat = ev.Heartbeat(*address, member.incarnation, member.steps)
+            if address[0] == "worker":
+                machine = member.machine
+                beat = beat._replace(session=machine.session, clock=machine.reached_clock)
             if self.fate.quiet:
                 self.to_scheduler(beat)
             else:

@@ -207,9 +207,11 @@ class _WorkerProcess:
 
     def _handle(self, event: ev.Event) -> None:
         actions = self.actions
-        for effect in self.machine.handle(event, time.monotonic()):
+        effects = self.machine.handle(event, time.monotonic())
+        # Before a computation, which takes its time.
+        self.link.clock = (self.machine.session, self.machine.reached_clock)
+        for effect in effects:
             actions[type(effect)](effect)
-        self.link.clock = self.machine.awaited_clock
 
     # --- what comes in ------------------------------------------------------------------------
 

@@ -50,7 +50,7 @@ class ModelAdapter(Protocol):
 
     @property
     def in_place(self) -> bool:
-        """Whether the model computes with `flat` itself: `step` changes it, no `read` is needed."""
+        """Whether, unless it borrows, the model computes with `flat` itself: `step` changes it."""
         ...
 
     def read(self) -> torch.Tensor:

@@ -60,10 +60,15 @@ class CheckpointRound:
         for shard in self._shards:
             self._outbox.forget(("snapshot", shard))
 
+    def reopen(self) -> None:
+        """Forget the round, and that it was the last one."""
+        self.abandon()
+        self._again = self._refused_since = None
+
     def refused(self, now: float, patience_s: float) -> bool:
         """A disk refused the last one: whether another is due soon, or the patience is over.
 
-        It began with the first refusal of those that only such tries lie between.
+        The patience began with the first refusal in an unbroken row of tries.
         """
         if self._refused_since is None:
             self._refused_since = now

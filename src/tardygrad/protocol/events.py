@@ -187,13 +187,15 @@ class Heartbeat(NamedTuple):
     """A sign of life of a worker, server or backup.
 
     ``steps`` grows with each unit of work done. ``clock`` is how far a worker is by what others may
-    have to wait for: its clock, or the versions that its updates led to; 0 where nobody waits.
+    have to wait for: its clock, or the versions that its updates led to; 0 where nobody waits. It
+    is of ``session``.
     """
 
     kind: str
     id: int
     incarnation: int
     steps: int
+    session: int = 0
     clock: int = 0
 
 

@@ -78,10 +78,11 @@ class WorkerEntry:
         self.due = self.heard = self.moved = due
         self.silence.breaks_off()
 
-    def beat(self, steps: int, clock: int, now: float) -> None:
+    def beat(self, steps: int, session: int, clock: int, now: float) -> None:
         """A sign of life; progress too if ``steps`` grew."""
         self.heard = now
-        self.clock = clock
+        # In a session that is over it may have been further than anybody can be now.
+        self.clock = clock if session == self.session else 0
         self.silence.heard(now)
         if steps > self.steps:
             if self.steps > 0:

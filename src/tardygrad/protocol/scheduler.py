@@ -254,7 +254,7 @@ class Scheduler:
         # A server died after the last epoch: what its snapshot lacks is trained again.
         self.phase = RUN.after(self.phase, "reopens")
         self.outcome, self.reason = "", ""
-        self.round.abandon()
+        self.round.reopen()
         effects: list[Effect] = []
         dead = [w for w in self.workers if w.wanted and w.state == mb.DEAD]
         for worker in self.workers:
@@ -277,7 +277,7 @@ class Scheduler:
             return []
         entry = self._known(event.id, event.incarnation)
         if entry is not None:
-            entry.beat(event.steps, event.clock, now)
+            entry.beat(event.steps, event.session, event.clock, now)
         return []
 
     def _worker_died(self, event: ev.WorkerDied, now: float) -> list[Effect]:

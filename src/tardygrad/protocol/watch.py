@@ -8,7 +8,8 @@ long it takes to build a model), so that what is merely slow gets through in the
 
 Where workers wait for each other, standing still is held against one alone: of those that are least
 far, by the clock in their signs of life, the one that stands still longest. Whoever is least far
-waits for nobody. It may have done so until the last of them came as far: that counts as moving.
+waits for nobody. Its time counts from when the last of the others had come as far, since until then
+it may have waited; somebody who begins anew, behind all others, gives nobody more time.
 
 Members that are silent together are so for one reason, and it is none of theirs: the machine. And
 nothing means anything if the scheduler itself was stopped: then all is forgiven.
@@ -56,7 +57,7 @@ class Watch:
         self._silence_limits, self._lease_s, self._start_s = silence, lease_s, start_s
         self._uses_clocks = uses_clocks
         self._last_look = 0.0
-        # How far the last of those at work was, and since when the others need not wait for that.
+        # How far even the last of those at work has been, and since when nobody waits for that.
         self._least = 0
         self._freed = 0.0
 
@@ -85,6 +86,8 @@ class Watch:
         """The workers that must be taken for dead, and why."""
         # While a server is missing nobody can move.
         serving = all(s.ready for s in self._servers)
+        if not serving:
+            self._least = 0  # it may come back with fewer versions
         awaited = self._awaited(now) if self._uses_clocks else None
         for entry in self._workers:
             if entry.alive:
@@ -111,10 +114,8 @@ class Watch:
         """Whom others may wait for, of those at work: of those least far, the longest still."""
         at_work = [w for w in self._workers if w.alive and self._book.holds_lease(w.worker)]
         found = min(at_work, key=lambda w: (w.clock, w.moved), default=None)
-        if found is not None:
-            if found.clock > self._least:
-                self._freed = now
-            self._least = found.clock
+        if found is not None and found.clock > self._least:
+            self._freed, self._least = now, found.clock
         return found
 
     def quiet_s(self, entry: _Heard, now: float) -> float:

@@ -102,7 +102,7 @@ class Worker:
         self._reads: tuple[ev.Read, ...] = ()
         # For each shard the version that its last update will be a part of, if it is gathered.
         self._awaited = [NO_NEED] * len(settings.shards)
-        # The version that this session's last answered update led to, gathered or not.
+        # For each shard the version that an update of this session led to, gathered or not.
         self._reached = [0] * len(settings.shards)
         self._received = 0
         # What this process has computed and how long that took, the first range left out.
@@ -170,7 +170,7 @@ class Worker:
         return () if need == NO_NEED else (need,) * len(self.settings.shards)
 
     @property
-    def awaited_clock(self) -> int:
+    def reached_clock(self) -> int:
         """How far the servers know it to be, where others wait for that; else 0."""
         if self.settings.consistency.uses_clocks:
             return min((sent.push.clock for sent in self.outstanding.values()), default=self.clock)
@@ -370,7 +370,7 @@ class Worker:
         version = entry.push.reads[event.shard][1]
         self._awaited[event.shard] = version + 1 if gathered else NO_NEED
         if self.settings.awaits_commit:
-            self._reached[event.shard] = version + 1
+            self._reached[event.shard] = max(self._reached[event.shard], version + 1)
         if entry.waiting:
             return []
         del self.outstanding[event.seq]

@@ -19,7 +19,7 @@ import torch
 from pydantic import Field
 
 from tardygrad.methods.base import Outcome, ServerRule, Step, WorkerRule
-from tardygrad.methods.rules.optimizers import OptimizerConfig, OptimizerServer, is_plain, sgd
+from tardygrad.methods.rules.optimizers import OptimizerConfig, OptimizerServer, is_plain_sgd, sgd
 from tardygrad.methods.rules.settings import TrainingMethod, gradient
 from tardygrad.methods.schedules import Constant
 
@@ -87,7 +87,7 @@ class InnerOptimizer:
         self._parameter = torch.nn.Parameter(self.flat)
         self._inner = self._method.optimizer.build(self._parameter)
         self._group = self._inner.param_groups[0]
-        self._is_plain = self._adapter.in_place and is_plain(self._inner)
+        self._is_plain = self._adapter.in_place and is_plain_sgd(self._inner)
 
     def step(self, step: Step) -> float:
         """Train one batch; returns its loss."""

@@ -94,7 +94,7 @@ def adamw(lr: float, **arguments: Any) -> OptimizerConfig:
     return OptimizerConfig.model_validate({"class": "AdamW", "arguments": {"lr": lr, **arguments}})
 
 
-def is_plain(optimizer: torch.optim.Optimizer) -> bool:
+def is_plain_sgd(optimizer: torch.optim.Optimizer) -> bool:
     """Whether its step is ``parameter -= lr * gradient`` and nothing else."""
     group = optimizer.param_groups[0]
     more = ("momentum", "weight_decay", "maximize", "nesterov")
@@ -113,7 +113,7 @@ class OptimizerServer:
         self._parameter = torch.nn.Parameter(parameters)
         self._optimizer = optimizer.build(self._parameter)
         self._group = self._optimizer.param_groups[0]
-        self._is_plain = is_plain(self._optimizer)
+        self._is_plain = is_plain_sgd(self._optimizer)
 
     @property
     def parameters(self) -> torch.Tensor:
