@@ -147,8 +147,10 @@ def test_a_run_stands_whatever_is_thrown_at_it(tmp_path: Path) -> None:
     _throw_raw(directory)
     assert _listens({process.pid}) == []
     # It stops once nearly all are counted: what is thrown last may be told of 10 s later.
-    counted = lambda: _refused(run) >= 0.9 * thrown or process.poll() is not None  # noqa: E731
-    wait_until(counted, "what was thrown is counted")
+    wait_until(
+        lambda: _refused(run) >= 0.9 * thrown or process.poll() is not None,
+        "what was thrown is counted",
+    )
     assert process.poll() is None, process.communicate()
     send(process.pid, signal.SIGTERM)
     assert finish(process)[0] == 75

@@ -152,6 +152,16 @@ def test_each_last_checkpoint_has_the_whole_patience() -> None:
         assert not round_.refused(began + 6.0, 5.0)
 
 
+def test_the_patience_begins_anew_when_work_comes_back() -> None:
+    round_ = CheckpointRound(1, 1, Outbox())
+    servers = [ServerEntry(0, 0)]
+    for began in (0.0, 100.0):
+        round_.begin(servers, 0, began)
+        assert round_.refused(began, 5.0)
+        round_.reopen()
+        assert not round_.active and not round_.due_again(began + 50.0)
+
+
 def test_nobody_waits_for_a_worker_that_is_yet_to_be_started() -> None:
     desk = Desk(backoff_s=20.0, backoff_max_s=20.0)
     desk.serve()

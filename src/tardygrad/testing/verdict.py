@@ -184,15 +184,14 @@ def tries(job: Job) -> float:
     >>> [round(tries(null_job(workers=1, servers=s, simulation=lossy)), 2) for s in (1, 2)]
     [4.0, 5.71]
     """
-    losses = [f for f in job.config.simulation.faults if f.kind == "loss" and _lasts(f)]
+    faults = job.config.simulation.faults
+    losses = [f for f in faults if f.kind == "loss" and _lasts(f) and f.rate < 1.0]
     shards = len(job.ranges)
     ways = itertools.product(range(crew_max(job)), range(shards))
     passes = min(
         math.prod(1.0 - f.rate for f in losses if f.target in (None, f"worker-{w}", f"server-{s}"))
         for w, s in ways
     )
-    if not passes:
-        return math.inf
     # The mean of the largest of some geometric numbers. What is asked must pass, and the answer.
     found, some_miss, missed = 0.0, 1.0, 1.0
     while some_miss > 1e-6:
